@@ -1,0 +1,1 @@
+"""Image super-resolution that spends bits only where an image needs them."""
