@@ -1,0 +1,34 @@
+"""The networks, each written once, float, with visible quantisation sites.
+
+Adding one is a file and a line here; tests, command line and benchmarks read the same dictionary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cadyq.backbones.blocks import Backbone
+from cadyq.backbones.edsr import EDSR
+from cadyq.backbones.srresnet import SRResNet
+from cadyq.errors import ArgumentError
+
+__all__ = ["BACKBONES", "Backbone", "build_backbone"]
+
+BACKBONES: dict[str, type[Backbone]] = {
+    "edsr": EDSR,
+    "srresnet": SRResNet,
+}
+
+
+def build_backbone(name: str, **config: Any) -> Backbone:
+    """A fresh float network, for instance ``build_backbone("edsr", scale=4)``.
+
+    Raises:
+        ArgumentError: unknown name or configuration key.
+    """
+    if name not in BACKBONES:
+        raise ArgumentError("backbone", name, f"one of {', '.join(BACKBONES)}")
+    try:
+        return BACKBONES[name](**config)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError("config", config, f"the arguments of {name}", str(error)) from error

@@ -1,0 +1,106 @@
+"""What two or more backbones share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cadyq.quant.context import Context
+from cadyq.quant.layers import Conv2d
+from cadyq.quant.site import Site, bind_sites
+
+__all__ = ["DIV2K_MEAN", "Backbone", "Upsampler", "fold_batch_norm"]
+
+# Mean RGB of DIV2K in [0, 1] (supplement C: subtracted from all pictures).
+DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
+
+
+class Backbone(nn.Module):
+    """Base of the networks: RGB in [0, 1] to RGB in [0, 1], ``scale`` times larger.
+
+    Attributes:
+        name: key in :data:`cadyq.backbones.BACKBONES`.
+        scale: enlargement factor.
+        config: constructor arguments, as stored in checkpoints.
+        radius: receptive radius in LR pixels, rounded up; the halo that strips of a huge picture need.
+    """
+
+    name: ClassVar[str]
+    radius: ClassVar[int]
+
+    def __init__(self, scale: int, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.scale = scale
+        self.config = {"scale": scale, **config}
+
+    def _finish(self) -> None:
+        """Last line of every constructor: sites learn their names."""
+        bind_sites(self)
+
+    def forward(self, lr: Tensor, ctx: Context | None = None) -> Tensor:
+        """(N, 3, H, W) in [0, 1] -> (N, 3, scale H, scale W), not clamped."""
+        return self._forward(lr, Context.of(lr) if ctx is None else ctx)
+
+    def _forward(self, lr: Tensor, ctx: Context) -> Tensor:
+        raise NotImplementedError
+
+    def n_parameters(self) -> int:
+        """Number of trainable parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+
+class Upsampler(nn.Module):
+    """Convolution, PixelShuffle and activation, once per factor (2, 3, or 2 twice for 4).
+
+    ``activation`` makes a fresh module per stage, or is ``None``.
+    """
+
+    def __init__(
+        self, channels: int, scale: int, *, groups: int = 1, activation: Any = None, bias: bool = True
+    ) -> None:
+        super().__init__()
+        if scale not in (2, 3, 4):
+            raise ValueError(f"scale is {scale}, expected 2, 3 or 4")
+        factors = [2] * int(math.log2(scale)) if scale != 3 else [3]
+        self.convs = nn.ModuleList()
+        self.acts = nn.ModuleList()
+        self.sites = nn.ModuleList()
+        self.factors = factors
+        pixels = 1
+        relu = isinstance(activation, type) and issubclass(activation, nn.ReLU)
+        for i, factor in enumerate(factors):
+            conv = Conv2d(channels, channels * factor**2, 3, groups=groups, bias=bias)
+            self.convs.append(conv)
+            self.sites.append(Site(conv, "edge", pixels=pixels, nonneg=relu and i > 0))
+            self.acts.append(activation() if activation is not None else nn.Identity())
+            pixels *= factor**2
+        self.pixels = pixels
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        """(N, C, H, W) -> (N, C, scale H, scale W)."""
+        stages = zip(self.sites, self.convs, self.acts, self.factors, strict=True)
+        for site, conv, act, factor in stages:
+            x = act(nn.functional.pixel_shuffle(conv(site(x, ctx)), factor))
+        return x
+
+
+def mean_shift(like: Tensor) -> Tensor:
+    """DIV2K's mean RGB as (1, 3, 1, 1), with the type and device of ``like``."""
+    return torch.tensor(DIV2K_MEAN, dtype=like.dtype, device=like.device).view(1, 3, 1, 1)
+
+
+@torch.no_grad()
+def fold_batch_norm(conv: Conv2d, norm: nn.BatchNorm2d) -> None:
+    """Multiply a batch norm's running statistics into the convolution before it, in float64."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    gain = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    bias = conv.bias.double() if conv.bias is not None else torch.zeros_like(gain)
+    new_bias = (bias - norm.running_mean.double()) * gain + norm.bias.double()
+    conv.weight.copy_(conv.weight.double() * gain[:, None, None, None])
+    if conv.bias is None:
+        conv.bias = nn.Parameter(new_bias.to(conv.weight.dtype))
+    else:
+        conv.bias.copy_(new_bias)

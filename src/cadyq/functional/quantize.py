@@ -1,0 +1,101 @@
+"""The arithmetic of quantisation: the one place where the order of operations is written down.
+
+All functions are pure and differentiable by straight-through estimation (rounding has gradient 1).
+Bits are data: every argument that depends on the bit-width is a tensor that broadcasts over the feature.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "GAUSSIAN_STEP",
+    "channel_range_scale",
+    "gaussian_step",
+    "n_levels",
+    "quantize_clipped",
+    "quantize_grid",
+    "quantize_weight",
+    "round_ste",
+]
+
+# Steps of the uniform quantiser that minimises the mean squared error on a unit Gaussian, 1 to 8 bits
+# (Max, "Quantizing for minimum distortion", IRE Trans. Inf. Theory 6, 1960, table II; 6 to 8 bits computed by
+# minimising the same integral numerically; tests/functional/test_quantize.py repeats the minimisation).
+GAUSSIAN_STEP = (1.5958, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308)
+
+
+class _RoundSTE(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round half to even; the gradient passes unchanged."""
+    result: Tensor = _RoundSTE.apply(x)
+    return result
+
+
+def n_levels(bits: Tensor, signed: bool) -> Tensor:
+    """Largest code q of a ``bits``-bit quantiser: 2^(b-1) - 1 if signed, 2^b - 1 otherwise."""
+    return 2.0 ** (bits - 1) - 1 if signed else 2.0**bits - 1
+
+
+def quantize_clipped(x: Tensor, clip: Tensor, levels: Tensor, signed: bool = True) -> Tensor:
+    """Linear quantisation with a clip: round(clamp(x, -a, a) / a * q) / q * a (PAMS, equation 3).
+
+    ``clip`` (a > 0) and ``levels`` (q) broadcast against ``x``. Dividing by a and multiplying by q, in this
+    order, is part of the definition: x / (a / q) moves some values by one whole step. The unsigned form
+    clamps to [0, a]. The clip receives the gradient of the composition, with rounding straight through.
+    """
+    low = -clip if signed else torch.zeros_like(clip)
+    clamped = torch.minimum(torch.maximum(x, low), clip)
+    return round_ste(clamped / clip * levels) / levels * clip
+
+
+def quantize_grid(x: Tensor, step: Tensor, bits: int = 16) -> Tensor:
+    """Round to the signed grid ``step * n`` of ``bits`` bits; used for stored features, not for multiplication."""
+    limit = float(2 ** (bits - 1) - 1)
+    return round_ste(torch.clamp(x / step, -limit, limit)) * step
+
+
+def quantize_weight(
+    weight: Tensor, bits: int = 8, per_channel: bool = True, in_scale: Tensor | None = None
+) -> Tensor:
+    """Symmetric weight quantisation round(w * q / m) * m / q with m = max|w| (method: 8 bit).
+
+    ``weight`` has shape (C_out, C_in / groups, F, F). ``per_channel`` takes m per output channel, otherwise per
+    tensor. ``in_scale`` (C_in / groups,) or (C_out, C_in / groups) folds per-channel input scales into the
+    weights before they are quantised and takes them out again, so that ``conv(x, result)`` equals
+    ``conv(x / scale, quantised(weight * scale))``.
+    """
+    q = float(2 ** (bits - 1) - 1)
+    scale = None
+    if in_scale is not None:
+        scale = in_scale.reshape(-1, weight.shape[1])[:, :, None, None]
+        weight = weight * scale
+    dims = tuple(range(1, weight.dim())) if per_channel else tuple(range(weight.dim()))
+    largest = weight.detach().abs().amax(dim=dims, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    result = round_ste(weight * q / largest) * largest / q
+    return result if scale is None else result / scale
+
+
+def channel_range_scale(ranges: Tensor, power: float) -> Tensor:
+    """Per-channel scales range^power, normalised to geometric mean 1; channels that are always 0 get scale 1."""
+    alive = ranges > 0
+    safe = torch.where(alive, ranges, torch.ones_like(ranges))
+    logs = torch.log(safe)
+    mean = logs[alive].mean() if bool(alive.any()) else logs.new_zeros(())
+    return torch.where(alive, torch.exp(power * (logs - mean)), torch.ones_like(ranges))
+
+
+def gaussian_step(bits: Tensor) -> Tensor:
+    """Step of the MSE-optimal uniform quantiser of a unit Gaussian for 1 to 8 bits (Max 1960)."""
+    table = torch.tensor(GAUSSIAN_STEP, dtype=torch.get_default_dtype(), device=bits.device)
+    return table[bits.long() - 1]

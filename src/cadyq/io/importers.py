@@ -1,0 +1,120 @@
+"""Float weights of other origin, into our backbones. The only place that knows foreign layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cadyq.backbones import Backbone
+from cadyq.backbones.edsr import EDSR
+from cadyq.backbones.srresnet import SRResNet
+from cadyq.errors import CheckpointError
+
+__all__ = ["IMPORTERS", "import_float"]
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def _keras_conv(conv: nn.Conv2d, arrays: Arrays, index: int, shuffle: int = 1) -> None:
+    """HWIO kernel -> OIHW; Keras' depth-to-space counts (row, column, channel), torch's (channel, row, column)."""
+    name = "conv2d" if index == 0 else f"conv2d_{index}"
+    weight = torch.from_numpy(arrays[f"{name}/kernel"].transpose(3, 2, 0, 1).copy())
+    bias = torch.from_numpy(arrays[f"{name}/bias"].copy())
+    if shuffle > 1:
+        order = torch.arange(len(bias)).view(shuffle, shuffle, -1).permute(2, 0, 1).flatten()
+        weight, bias = weight[order], bias[order]
+    conv.weight.copy_(weight)
+    assert conv.bias is not None
+    conv.bias.copy_(bias)
+
+
+def _keras_norm(norm: nn.Module, arrays: Arrays, index: int) -> None:
+    name = "batch_normalization_v1" if index == 0 else f"batch_normalization_v1_{index}"
+    assert isinstance(norm, nn.BatchNorm2d)
+    targets = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    for target, key in zip(targets, ("gamma", "beta", "moving_mean", "moving_variance"), strict=True):
+        assert target is not None
+        target.copy_(torch.from_numpy(arrays[f"{name}/{key}"]))
+
+
+def _keras_prelu(act: nn.PReLU, arrays: Arrays, index: int) -> None:
+    name = "p_re_lu" if index == 0 else f"p_re_lu_{index}"
+    act.weight.copy_(torch.from_numpy(arrays[f"{name}/alpha"].reshape(-1)))
+
+
+@torch.no_grad()
+def _srresnet_keras(arrays: Arrays) -> Backbone:
+    network = SRResNet(scale=4, keras=True)
+    _keras_conv(network.head, arrays, 0)
+    _keras_prelu(network.head_act, arrays, 0)
+    for i, block in enumerate(network.body):
+        _keras_conv(block.conv1, arrays, 1 + 2 * i)
+        _keras_norm(block.norm1, arrays, 2 * i)
+        _keras_prelu(block.act, arrays, 1 + i)
+        _keras_conv(block.conv2, arrays, 2 + 2 * i)
+        _keras_norm(block.norm2, arrays, 2 * i + 1)
+    _keras_conv(network.body_end, arrays, 33)
+    _keras_norm(network.body_end_norm, arrays, 32)
+    for i, (conv, act) in enumerate(zip(network.up.convs, network.up.acts, strict=True)):
+        _keras_conv(conv, arrays, 34 + i, shuffle=2)
+        _keras_prelu(act, arrays, 17 + i)
+    _keras_conv(network.tail, arrays, 36)
+    return network
+
+
+def _edsr(arrays: Arrays) -> Backbone:
+    network = EDSR(scale=4)
+    state = {key.replace("up.", "up.convs.", 1): torch.from_numpy(value) for key, value in arrays.items()}
+    network.load_state_dict(state, strict=True)
+    return network
+
+
+def _is(arrays: Arrays, *keys: str) -> bool:
+    return all(key in arrays for key in keys)
+
+
+# Recognised by the keys they hold: (what it is, test, importer).
+IMPORTERS: list[tuple[str, Callable[[Arrays], bool], Callable[[Arrays], Backbone]]] = [
+    ("SRResNet x4, Keras", lambda a: _is(a, "conv2d_36/kernel", "p_re_lu_18/alpha"), _srresnet_keras),
+    ("EDSR-baseline x4", lambda a: _is(a, "head.weight", "body.15.conv2.weight", "up.1.weight"), _edsr),
+]
+
+
+def import_float(path: str | Path) -> Backbone:
+    """Float network from a foreign weight file (``.npz``, or ``.pth`` read with ``weights_only=True``).
+
+    Raises:
+        CheckpointError: missing, unreadable, would run code, or of no known layout.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"weights {str(path)!r} do not exist; give the path of a .npz or .pth file")
+    try:
+        arrays = _read(path)
+    except Exception as error:
+        raise CheckpointError(
+            f"weights {str(path)!r} cannot be read as plain arrays ({type(error).__name__}); expected an .npz "
+            "of arrays or a .pth state dict without code"
+        ) from error
+    for what, matches, build in IMPORTERS:
+        if matches(arrays):
+            try:
+                return build(arrays).eval()
+            except (KeyError, RuntimeError, AssertionError) as error:
+                raise CheckpointError(f"weights {str(path)!r} look like {what} but do not fit: {error}") from error
+    known = ", ".join(what for what, _, _ in IMPORTERS)
+    raise CheckpointError(f"weights {str(path)!r} are of no known layout; known: {known}")
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return {key: value.numpy() for key, value in state.items() if isinstance(value, Tensor)}

@@ -1,0 +1,85 @@
+"""Convolution that can quantise its own weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cadyq.functional.quantize import quantize_weight
+
+__all__ = ["Conv2d", "conv2d_implementation"]
+
+Implementation = Callable[["Conv2d", Tensor, Tensor], Tensor]
+
+
+def _torch_conv(conv: Conv2d, x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+_implementation: list[Implementation] = [_torch_conv]
+
+
+class conv2d_implementation:
+    """Context manager: compute all :class:`Conv2d` through ``implementation(conv, x, weight)``.
+
+    Training puts its native kernels in here; the layer itself knows only torch.
+    """
+
+    def __init__(self, implementation: Implementation) -> None:
+        self.implementation = implementation
+
+    def __enter__(self) -> None:
+        _implementation.append(self.implementation)
+
+    def __exit__(self, *_: object) -> None:
+        _implementation.pop()
+
+
+class Conv2d(nn.Conv2d):
+    """``nn.Conv2d`` with padding F // 2 by default and optional weight quantisation.
+
+    Attributes:
+        weight_bits: bit-width of the weights, or ``None`` (float).
+        per_channel: one weight range per output channel instead of per tensor.
+        in_scale: per-channel scales of the input grid, (C_in,), folded into the weights before rounding.
+    """
+
+    in_scale: Tensor | None
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, *, groups: int = 1, bias: bool = True
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=bias)
+        self.weight_bits: int | None = None
+        self.per_channel = True
+        self.register_buffer("in_scale", None)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per output pixel."""
+        kernel = self.kernel_size[0] * self.kernel_size[1]
+        return self.in_channels * self.out_channels * kernel // self.groups
+
+    def effective_weight(self) -> Tensor:
+        """The weights as the convolution uses them, quantised if ``weight_bits`` is set."""
+        if self.weight_bits is None:
+            return self.weight
+        scale = self.in_scale
+        if scale is not None and self.groups > 1:
+            per_group = self.out_channels // self.groups
+            scale = scale.view(self.groups, -1).repeat_interleave(per_group, 0)
+        return quantize_weight(self.weight, self.weight_bits, self.per_channel, scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _implementation[-1](self, x, self.effective_weight())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # ``in_scale`` is absent from float networks; take it over whenever a checkpoint has it.
+        value = state_dict.get(prefix + "in_scale")
+        if value is not None and self.in_scale is None:
+            self.in_scale = torch.empty_like(value)
+        super()._load_from_state_dict(state_dict, prefix, *args)

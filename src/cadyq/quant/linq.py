@@ -1,0 +1,23 @@
+"""LinQ: linear quantisation over the whole range of the feature (Krishnamoorthi 2018), no clipping."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cadyq.functional.quantize import quantize_clipped
+from cadyq.quant.quantizer import ActQuantizer
+
+__all__ = ["LinQ"]
+
+
+class LinQ(ActQuantizer):
+    """The clip is the largest magnitude of each patch's own feature, so nothing is cut off.
+
+    Unsigned where the feature cannot be negative (else one bit is lost). The range is detached.
+    """
+
+    def quantize(self, x: Tensor, choice: Tensor) -> Tensor:
+        largest = x.detach().abs().amax((1, 2, 3), keepdim=True)
+        clip = torch.where(largest > 0, largest, torch.ones_like(largest))
+        return quantize_clipped(x, clip, self.levels(choice).to(x.dtype), self.signed)

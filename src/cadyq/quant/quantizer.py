@@ -1,0 +1,106 @@
+"""Common shell of the activation quantisers: candidates, choice per patch, straight-through mixture.
+
+A quantiser quantises each patch (or tile) of a batch with the candidate chosen for it. In training the forward
+value is the chosen candidate's, and the gradient is that of the mixture sum_k P_k Q_k(x) (CADyQ, equation 6),
+computed by going through the candidates once more in the backward pass instead of storing them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from cadyq.functional.quantize import n_levels
+
+__all__ = ["ActQuantizer"]
+
+
+class ActQuantizer(nn.Module):
+    """Base of all activation quantisers.
+
+    Args:
+        channels: channels of the feature.
+        bits: candidate bit-widths, ascending, each 1 to 16.
+        signed: whether codes are symmetric around 0; unsigned needs a feature that cannot be negative.
+
+    Attributes:
+        bits: candidates, shape (K,).
+        channel_scale: optional per-channel scales (C,); the feature is divided by them before and multiplied after
+            the quantiser, so that all channels share one integer grid.
+    """
+
+    bits: Tensor
+    channel_scale: Tensor | None
+
+    def __init__(self, channels: int, bits: Sequence[int], signed: bool = True) -> None:
+        super().__init__()
+        self.channels = channels
+        self.signed = signed
+        self.register_buffer("bits", torch.tensor(list(bits), dtype=torch.long))
+        self.register_buffer("channel_scale", None)
+
+    def index_of(self, bits: int | Tensor, like: Tensor) -> Tensor:
+        """Index of the candidate with this bit-width, for every patch; ``like`` gives shape and device."""
+        wanted = torch.as_tensor(bits, device=like.device).expand_as(like)
+        hit = wanted[:, None] == self.bits.to(wanted.dtype)
+        if not bool(hit.any(1).all()):
+            raise ValueError(f"bits {wanted.unique().tolist()} are not all among {self.bits.tolist()}")
+        return hit.int().argmax(1)
+
+    def quantize(self, x: Tensor, choice: Tensor) -> Tensor:
+        """Quantise ``x`` (n, C, H, W), already divided by the channel scales, with candidate ``choice`` (n,)."""
+        raise NotImplementedError
+
+    def levels(self, choice: Tensor) -> Tensor:
+        """Largest code of the chosen candidates, shape (n, 1, 1, 1)."""
+        return n_levels(self.bits[choice].double(), self.signed).to(torch.get_default_dtype()).view(-1, 1, 1, 1)
+
+    def _scaled(self, x: Tensor, choice: Tensor) -> Tensor:
+        if self.channel_scale is None:
+            return self.quantize(x, choice)
+        scale = self.channel_scale.view(1, -1, 1, 1)
+        return self.quantize(x / scale, choice) * scale
+
+    def forward(self, x: Tensor, choice: Tensor, probs: Tensor | None) -> Tensor:
+        """Quantised feature; with ``probs`` (n, K) gradients are those of the mixture."""
+        if probs is None:
+            return self._scaled(x, choice)
+        parameters = tuple(self.parameters())
+        return cast(Tensor, _Mixture.apply(self, choice, x, probs, *parameters))
+
+
+class _Mixture(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, quantizer: ActQuantizer, choice: Tensor, x: Tensor, probs: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        ctx.quantizer = quantizer
+        ctx.save_for_backward(x, probs)
+        with torch.no_grad():
+            return quantizer._scaled(x, choice)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        quantizer: ActQuantizer = ctx.quantizer
+        x, probs = ctx.saved_tensors
+        grad = grads[0]
+        parameters = tuple(quantizer.parameters())
+        grad_x = torch.zeros_like(x)
+        grad_p = torch.zeros_like(probs)
+        grad_params = [torch.zeros_like(p) for p in parameters]
+        for k in range(probs.shape[1]):
+            choice = torch.full((x.shape[0],), k, dtype=torch.long, device=x.device)
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_()
+                y = quantizer._scaled(leaf, choice)
+            grad_p[:, k] = (grad * y.detach()).flatten(1).sum(1)
+            weighted = grad * probs[:, k].view(-1, 1, 1, 1)
+            partial = torch.autograd.grad(y, (leaf, *parameters), weighted, allow_unused=True)
+            grad_x += partial[0]
+            for total, value in zip(grad_params, partial[1:], strict=True):
+                if value is not None:
+                    total += value
+        return None, None, grad_x, grad_p, *grad_params
