@@ -43,7 +43,7 @@ class EDSR(Backbone):
     def __init__(self, scale: int = 4, channels: int = 64, n_blocks: int = 16) -> None:
         super().__init__(scale, {"channels": channels, "n_blocks": n_blocks})
         self.head = Conv2d(3, channels, 3)
-        self.head_site = Site(self.head, "edge")
+        self.head_site = Site(self.head, "edge", bits=16)
         self.body = nn.ModuleList(ResidualBlock(channels) for _ in range(n_blocks))
         self.stream = Site(None, "stream", channels=channels)
         self.body_end = Conv2d(channels, channels, 3)

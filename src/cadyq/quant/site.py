@@ -29,6 +29,8 @@ class Site(nn.Module):
         channels: channels of the feature; taken from ``conv`` if given.
         nonneg: the feature cannot be negative (it follows a ReLU), so that an unsigned range loses nothing.
         pixels: pixels of this feature per pixel of the LR picture (4 behind one PixelShuffle(2)).
+        bits: bit-width where the site is quantised but not dynamic; more than 8 for the picture itself (16) and
+            for planes whose few large values would leave too little for the many small ones.
     """
 
     grid: Tensor
@@ -41,6 +43,7 @@ class Site(nn.Module):
         channels: int | None = None,
         nonneg: bool = False,
         pixels: int = 1,
+        bits: int = 8,
     ) -> None:
         super().__init__()
         if conv is None and channels is None:
@@ -50,6 +53,7 @@ class Site(nn.Module):
         self.channels = conv.in_channels if conv is not None else int(channels or 0)
         self.nonneg = nonneg
         self.pixels = pixels
+        self.static_bits = bits
         self.macs_per_pixel = float(conv.macs * pixels) if conv is not None else 0.0
         # In a tuple: the convolution belongs to the backbone, not to the site.
         self._conv = (conv,)

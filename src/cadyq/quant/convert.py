@@ -1,0 +1,230 @@
+"""Float network -> fake-quantised network, and the calibration that gives its ranges."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from cadyq.config import Quantization
+from cadyq.errors import ArgumentError, UnsupportedError
+from cadyq.functional.quantize import channel_range_scale, quantize_clipped
+from cadyq.quant.context import Context
+from cadyq.quant.daq import DAQ
+from cadyq.quant.layers import Conv2d
+from cadyq.quant.linq import LinQ
+from cadyq.quant.lsq import LSQ
+from cadyq.quant.pams import PAMS
+from cadyq.quant.quantizer import ActQuantizer
+from cadyq.quant.selector import SELECTOR_INPUTS, BitSelector
+from cadyq.quant.site import Site, SiteObserver, sites_of
+
+__all__ = ["ACT_QUANTIZERS", "BIT_SELECTORS", "SiteStatistics", "calibrate", "convert", "observe"]
+
+Network = TypeVar("Network", bound=nn.Module)
+
+ACT_QUANTIZERS: dict[str, type[ActQuantizer]] = {"pams": PAMS, "linq": LinQ, "daq": DAQ, "lsq": LSQ}
+BIT_SELECTORS: dict[str, type[BitSelector]] = {"cadyq": BitSelector}
+
+# Pictures outside the calibration set must not saturate a fine grid, which has room to spare.
+HEADROOM = 2.0
+
+
+def convert(network: Network, config: Quantization) -> Network:
+    """Copy of a float network with quantisers (and selectors) at its sites.
+
+    Clips and scales are neutral until :func:`calibrate` or a checkpoint sets them. Batch norm must be folded
+    first where weights are to be quantised as they will run; it is kept if it is there (its statistics frozen).
+
+    Raises:
+        UnsupportedError: 0 bits in a network whose blocks have no skip.
+    """
+    result = copy.deepcopy(network)
+    blocks = [module for module in result.modules() if hasattr(module, "residual") and hasattr(module, "halo")]
+    if 0 in config.bits and not all(block.residual for block in blocks):
+        raise UnsupportedError(f"{type(network).__name__} has blocks without a skip: 0 bits (skip) is not defined")
+    first_sites = {id(sites_of(block)[0]) for block in blocks}
+    for site in sites_of(result):
+        _install(site, config, is_first=id(site) in first_sites)
+    return result
+
+
+def _install(site: Site, config: Quantization, *, is_first: bool) -> None:
+    everything = config.skips  # fully quantised
+    body_quantizer = ACT_QUANTIZERS[config.quantizer]
+    edge_quantizer = LSQ if config.quantizer == "lsq" else PAMS
+    signed = not (config.unsigned and site.nonneg)
+    conv = site.conv
+    if site.kind == "body":
+        bits = [b for b in config.bits if b] if config.dynamic else [config.bits[-1]]
+        site.quantizer = body_quantizer(site.channels, bits, signed)
+        if config.dynamic:
+            candidates = list(config.bits) if is_first else bits
+            site.selector = BitSelector(
+                site.channels,
+                candidates,
+                config.selector_inputs,
+                log_features=config.log_features,
+                gradient_gain=config.gradient_gain,
+            )
+    elif site.kind == "fixed" or (site.kind == "skip" and everything):
+        quantizer = body_quantizer if site.kind == "fixed" else edge_quantizer
+        site.quantizer = quantizer(site.channels, [site.static_bits], signed)
+    elif site.kind == "edge" and (config.edges == "integer" or everything):
+        site.quantizer = edge_quantizer(site.channels, [site.static_bits], signed)
+    if site.quantizer is None:
+        return
+    if conv is not None:
+        conv.weight_bits = config.weight_bits
+        conv.per_channel = config.per_channel_weights
+    if config.channel_power and conv is not None and site.static_bits == 8:
+        # Placeholders of the right shape, so that a checkpoint can fill them.
+        site.quantizer.channel_scale = torch.ones(site.channels)
+        conv.in_scale = torch.ones(site.channels)
+
+
+@dataclass
+class SiteStatistics:
+    """What calibration saw at one site.
+
+    Attributes:
+        channel_max: largest magnitude per channel, (C,).
+        patch_max: sum over patches of the largest magnitude, and their number (PAMS' running estimate).
+        samples: random values per channel, (C, n), for clips that minimise the squared error.
+        features: selector inputs per patch: gradient (n, 2) and deviations (n, C).
+    """
+
+    channel_max: Tensor
+    patch_max: float = 0.0
+    n_patches: int = 0
+    samples: list[Tensor] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
+    deviations: list[Tensor] = field(default_factory=list)
+
+
+class _Collector(SiteObserver):
+    def __init__(self, n_values: int, seed: int) -> None:
+        self.found: dict[str, SiteStatistics] = {}
+        self.n_values = n_values
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def observe(self, site: Site, x: Tensor, ctx: Context) -> None:
+        x = x.detach()
+        magnitude = x.abs()
+        stats = self.found.setdefault(site.name, SiteStatistics(torch.zeros(site.channels)))
+        stats.channel_max = torch.maximum(stats.channel_max, magnitude.amax((0, 2, 3)))
+        stats.patch_max += float(magnitude.amax((1, 2, 3)).sum())
+        stats.n_patches += x.shape[0]
+        flat = x.permute(1, 0, 2, 3).flatten(1)
+        index = torch.randint(flat.shape[1], (self.n_values,), generator=self.generator)
+        stats.samples.append(flat[:, index].clone())
+        if site.kind == "body":
+            stats.gradients.append(ctx.gradient.detach())
+            stats.deviations.append(ctx.deviation(x))
+
+
+@torch.no_grad()
+def observe(
+    network: nn.Module, batches: Iterable[Tensor], *, n_values: int = 256, seed: int = 0
+) -> dict[str, SiteStatistics]:
+    """Run a network over LR batches (N, 3, H, W) in [0, 1] and collect what its sites see."""
+    collector = _Collector(n_values, seed)
+    sites = sites_of(network)
+    for site in sites:
+        site.observer = collector
+    try:
+        for batch in batches:
+            network(batch, Context.of(batch))
+    finally:
+        for site in sites:
+            site.observer = None
+    if not collector.found:
+        raise ArgumentError("batches", "empty", "at least one LR batch")
+    return collector.found
+
+
+def best_clip(samples: Tensor, levels: float, signed: bool, weight: Tensor | None = None) -> float:
+    """Clip that minimises the mean squared error on ``samples`` (C, n), channels weighted by ``weight`` (C,)."""
+    flat = samples if signed else samples.clamp_min(0)
+    top = float(flat.abs().max().clamp_min(1e-6))
+    best, result = float("inf"), top
+    q = torch.tensor(levels)
+    for fraction in torch.linspace(0.08, 1.0, 70).tolist():
+        clip = torch.tensor(top * fraction)
+        error = (quantize_clipped(flat, clip, q, signed) - samples).square().mean(1)
+        value = float((error * weight).mean() if weight is not None else error.mean())
+        if value < best:
+            best, result = value, top * fraction
+    return result
+
+
+@torch.no_grad()
+def calibrate(network: nn.Module, stats: dict[str, SiteStatistics], config: Quantization, *, clips: str = "mse") -> None:
+    """Set clips, channel scales, grids and selector standardisation of a converted network, in place.
+
+    Args:
+        network: result of :func:`convert`.
+        stats: what the *float* network's sites saw, from :func:`observe`.
+        config: the configuration it was converted with.
+        clips: ``mse`` minimises the squared error per candidate; ``max`` is PAMS' mean of max|x|.
+    """
+    if clips not in ("mse", "max"):
+        raise ArgumentError("clips", clips, "'mse' or 'max'")
+    for site in sites_of(network):
+        seen = stats.get(site.name)
+        if seen is None:
+            continue
+        if config.stream_bits and site.kind in ("stream", "body"):
+            site.set_grid(HEADROOM * float(seen.channel_max.max()) / 32767)
+        quantizer = site.quantizer
+        if quantizer is not None:
+            _calibrate_quantizer(site, quantizer, seen, config, clips)
+        if site.selector is not None:
+            _standardize(site.selector, torch.cat(seen.gradients), torch.cat(seen.deviations))
+
+
+def _calibrate_quantizer(
+    site: Site, quantizer: ActQuantizer, seen: SiteStatistics, config: Quantization, clips: str
+) -> None:
+    samples, weight = torch.cat(seen.samples, 1), None
+    mean_max = seen.patch_max / max(1, seen.n_patches)
+    if quantizer.channel_scale is not None and site.conv is not None:
+        scale = channel_range_scale(seen.channel_max, config.channel_power)
+        quantizer.channel_scale.copy_(scale)
+        assert isinstance(site.conv, Conv2d) and site.conv.in_scale is not None
+        site.conv.in_scale.copy_(scale)
+        samples = samples / scale[:, None]
+        mean_max = float(samples.abs().max())
+        # What an error in this channel does to the output grows with the channel's weights.
+        gain = site.conv.weight.square().sum((0, 2, 3)) if site.conv.groups == 1 else scale.new_ones(len(scale))
+        weight = gain * scale.square()
+        weight = weight / weight.mean()
+    levels = quantizer.levels(torch.arange(len(quantizer.bits))).flatten().tolist()
+    values = []
+    for q, b in zip(levels, quantizer.bits.tolist(), strict=True):
+        if b == 16:
+            values.append(1.0)  # the picture, in [0, 1]
+        elif b > 8:
+            values.append(HEADROOM * float(seen.channel_max.max()))
+        else:
+            values.append(mean_max if clips == "max" else best_clip(samples, q, quantizer.signed, weight))
+    if isinstance(quantizer, PAMS):
+        quantizer.clip.copy_(torch.tensor(values))
+    elif isinstance(quantizer, LSQ):
+        quantizer.step.copy_(torch.tensor([v / q for v, q in zip(values, levels, strict=True)]))
+
+
+def _standardize(selector: BitSelector, gradients: Tensor, deviations: Tensor) -> None:
+    if not selector.log_features:
+        return
+    selector.center.zero_()
+    selector.spread.fill_(1.0)
+    vector = selector.features(gradients, deviations)
+    selector.center.copy_(vector.mean(0))
+    # All-equal weights of 1 on standardised inputs would start far from 0; keep the sum of inputs of order 1.
+    selector.spread.copy_(vector.std(0).clamp_min(1e-3) * len(vector[0]) ** 0.5)
+    assert SELECTOR_INPUTS[selector.inputs] is not None
