@@ -99,6 +99,26 @@ def test_cmyk_with_and_without_profile():
         assert result.notes == ("CMYK was converted to RGB.",)
 
 
+def test_cmyk_jpeg_is_not_inverted():
+    smooth = np.tile(np.linspace(0, 255, 32).astype(np.uint8)[:, None, None], (1, 32, 3))
+    content = _content(Image.fromarray(smooth).convert("CMYK"), "JPEG", quality=95)
+    result = read_image(content)
+    assert result.mode == "CMYK"
+    assert np.abs(result.pixels.astype(int) - smooth).mean() < 2
+
+
+def test_transparent_level_of_a_deep_png_is_mentioned():
+    row = b"\x00" + np.array([7, 9], ">u2").tobytes()
+    result = read_image(_png(2, 1, 16, 0, row, [(b"tRNS", b"\x00\x07")]))
+    assert result.alpha is None
+    assert result.notes[-1] == "Its transparent gray level was ignored."
+
+
+def test_damaged_exif_data_does_not_spoil_the_picture():
+    content = _content(Image.fromarray(RGB), "PNG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+    np.testing.assert_array_equal(read_image(content).pixels, RGB)
+
+
 def test_sixteen_bits_are_reduced_and_said_so():
     deep = np.array([[0, 128, 129, 65535, 32768]], np.uint16)
     result = read_image(_content(Image.fromarray(deep)))

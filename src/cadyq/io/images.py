@@ -204,6 +204,8 @@ def _decode(image: Image.Image) -> Picture:
     if is_deep or mode in _DEEP_GRAY_MODES:
         notes.append("16 bits per channel were reduced to 8.")
     if mode in _DEEP_GRAY_MODES:
+        if "transparency" in image.info:
+            notes.append("Its transparent gray level was ignored.")
         image = _shallow(image)
     elif mode == "CMYK":
         image = _from_cmyk(image, icc)
