@@ -71,19 +71,17 @@ def quantize_weight(
     """Symmetric weight quantisation round(w * q / m) * m / q with m = max|w| (method: 8 bit).
 
     ``weight`` has shape (C_out, C_in / groups, F, F). ``per_channel`` takes m per output channel, otherwise per
-    tensor. ``in_scale`` (C_in / groups,) or (C_out, C_in / groups) folds per-channel input scales into the
-    weights before they are quantised and takes them out again, so that ``conv(x, result)`` equals
+    tensor. ``in_scale`` (C_out or 1, C_in / groups, 1, 1) folds per-channel input scales into the weights before
+    they are quantised and takes them out again, so that ``conv(x, result)`` equals
     ``conv(x / scale, quantised(weight * scale))``.
     """
     q = float(2 ** (bits - 1) - 1)
-    scale = None
     if in_scale is not None:
-        scale = in_scale.reshape(-1, weight.shape[1])[:, :, None, None]
-        weight = weight * scale
+        weight = weight * in_scale
     dims = tuple(range(1, weight.dim())) if per_channel else tuple(range(weight.dim()))
     largest = weight.detach().abs().amax(dim=dims, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
     result = round_ste(weight * q / largest) * largest / q
-    return result if scale is None else result / scale
+    return result if in_scale is None else result / in_scale
 
 
 def channel_range_scale(ranges: Tensor, power: float) -> Tensor:

@@ -68,11 +68,16 @@ class Conv2d(nn.Conv2d):
         """The weights as the convolution uses them, quantised if ``weight_bits`` is set."""
         if self.weight_bits is None:
             return self.weight
-        scale = self.in_scale
-        if scale is not None and self.groups > 1:
-            per_group = self.out_channels // self.groups
-            scale = scale.view(self.groups, -1).repeat_interleave(per_group, 0)
+        scale = self.weight_scale() if self.in_scale is not None else None
         return quantize_weight(self.weight, self.weight_bits, self.per_channel, scale)
+
+    def weight_scale(self) -> Tensor:
+        """``in_scale`` as it multiplies the weights: (C_out or 1, C_in / groups, 1, 1)."""
+        assert self.in_scale is not None
+        scale = self.in_scale.view(self.groups, -1)
+        if self.groups > 1:
+            scale = scale.repeat_interleave(self.out_channels // self.groups, 0)
+        return scale[:, :, None, None]
 
     def forward(self, x: Tensor) -> Tensor:
         return _implementation[-1](self, x, self.effective_weight())
