@@ -55,11 +55,18 @@ class Backbone(nn.Module):
 class Upsampler(nn.Module):
     """Convolution, PixelShuffle and activation, once per factor (2, 3, or 2 twice for 4).
 
-    ``activation`` makes a fresh module per stage, or is ``None``.
+    ``activation`` makes a fresh module per stage, or is ``None``; ``nonneg``: the input cannot be negative.
     """
 
     def __init__(
-        self, channels: int, scale: int, *, groups: int = 1, activation: Any = None, bias: bool = True
+        self,
+        channels: int,
+        scale: int,
+        *,
+        groups: int = 1,
+        activation: Any = None,
+        bias: bool = True,
+        nonneg: bool = False,
     ) -> None:
         super().__init__()
         if scale not in (2, 3, 4):
@@ -74,7 +81,7 @@ class Upsampler(nn.Module):
         for i, factor in enumerate(factors):
             conv = Conv2d(channels, channels * factor**2, 3, groups=groups, bias=bias)
             self.convs.append(conv)
-            self.sites.append(Site(conv, "edge", pixels=pixels, nonneg=relu and i > 0))
+            self.sites.append(Site(conv, "edge", pixels=pixels, nonneg=relu if i else nonneg))
             self.acts.append(activation() if activation is not None else nn.Identity())
             pixels *= factor**2
         self.pixels = pixels
