@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadyq.backbones.blocks import Backbone, Upsampler, mean_shift
 from cadyq.errors import ArgumentError
-from cadyq.quant.context import Context
+from cadyq.quant.context import Block, Context
 from cadyq.quant.layers import Conv2d
 from cadyq.quant.site import Site
 
@@ -79,7 +81,8 @@ class Cascade(nn.Module):
         """(N, C, H, W) -> (N, C, H, W)."""
         planes = [x]
         for i in range(N_BLOCKS):
-            planes.append(stream(ctx.run(self.blocks[i % len(self.blocks)], x), ctx))
+            block = cast(Block, self.blocks[i % len(self.blocks)])
+            planes.append(stream(ctx.run(block, x), ctx))
             x = stream(self.fusions(planes, ctx), ctx)
         return x
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadyq.backbones.blocks import Backbone
-from cadyq.quant.context import Context
+from cadyq.quant.context import Block, Context
 from cadyq.quant.layers import Conv2d
 from cadyq.quant.site import Site
 
@@ -88,7 +88,7 @@ class DBlock(nn.Module):
     def __init__(self, channels: int, d: int, s: int) -> None:
         super().__init__()
         kept = channels // s
-        self.split = [kept, channels - kept]
+        self.kept = kept
         self.convs = nn.ModuleList(
             [
                 Conv2d(channels, channels - d, 3),
@@ -108,7 +108,7 @@ class DBlock(nn.Module):
         h = x
         for i, (site, conv) in enumerate(zip(self.sites, self.convs, strict=True)):
             if i == 3:
-                kept, h = h.split(self.split, 1)
+                kept, h = h[:, : self.kept], h[:, self.kept :]
             h = F.leaky_relu(conv(site(h, ctx)), SLOPE)
         h = h + torch.cat((x, kept), 1)
         return F.leaky_relu(self.compress(self.compress_site(h, ctx)), SLOPE)
@@ -167,16 +167,16 @@ class IDN(Backbone):
     def _forward(self, lr: Tensor, ctx: Context) -> Tensor:
         if not self.luma or lr.shape[1] == 1:
             return self._upscale(lr, ctx)
-        y, chroma = rgb_to_ycbcr(lr).split((1, 2), 1)
-        chroma = bicubic_upscale(chroma, self.scale, self.bicubic)
-        return ycbcr_to_rgb(torch.cat((self._upscale(y, ctx), chroma), 1))
+        ycbcr = rgb_to_ycbcr(lr)
+        chroma = bicubic_upscale(ycbcr[:, 1:], self.scale, self.bicubic)
+        return ycbcr_to_rgb(torch.cat((self._upscale(ycbcr[:, :1], ctx), chroma), 1))
 
     def _upscale(self, x: Tensor, ctx: Context) -> Tensor:
         """(N, 3 or 1, H, W) -> (N, 3 or 1, scale H, scale W): bicubic plus the network's residual."""
         y = F.leaky_relu(self.head1(self.head1_site(x, ctx)), SLOPE)
         y = self.stream(F.leaky_relu(self.head2(self.head2_site(y, ctx)), SLOPE), ctx)
         for block in self.body:
-            y = self.stream(ctx.run(block, y), ctx)
-        residual = self.up(self.up_site(y, ctx))
+            y = self.stream(ctx.run(cast(Block, block), y), ctx)
+        residual: Tensor = self.up(self.up_site(y, ctx))
         height, width = self.scale * x.shape[2], self.scale * x.shape[3]
         return bicubic_upscale(x, self.scale, self.bicubic) + residual[:, :, :height, :width]

@@ -25,7 +25,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def _keras_conv(conv: nn.Conv2d, arrays: Arrays, index: int, shuffle: int = 1) -> None:
-    """HWIO kernel -> OIHW; Keras' depth-to-space counts (row, column, channel), torch's (channel, row, column)."""
+    """HWIO kernel -> OIHW; depth-to-space counts (row, column, channel), torch (channel, row, column)."""
     name = "conv2d" if index == 0 else f"conv2d_{index}"
     weight = torch.from_numpy(arrays[f"{name}/kernel"].transpose(3, 2, 0, 1).copy())
     bias = torch.from_numpy(arrays[f"{name}/bias"].copy())
@@ -105,7 +105,7 @@ def _idn_luma(arrays: Arrays, scale: int | None) -> Backbone:
 
 def _carn_m_name(key: str) -> str:
     """``b1.b1.body.2`` is the second convolution of the first cascade, ``b1.c3.body.0`` its last fusion."""
-    rules = (
+    rules: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
         (r"b(\d)\.b1\.body\.(\d)\.", lambda m: f"body.{int(m[1]) - 1}.blocks.0.{_BODY[m[2]]}."),
         (r"b(\d)\.c(\d)\.body\.0\.", lambda m: f"body.{int(m[1]) - 1}.fusions.convs.{int(m[2]) - 1}."),
         (r"c(\d)\.body\.0\.", lambda m: f"fusions.convs.{int(m[1]) - 1}."),
@@ -165,8 +165,8 @@ def import_float(path: str | Path, scale: int | None = None) -> Backbone:
         arrays = _read(path)
     except Exception as error:
         raise CheckpointError(
-            f"weights {str(path)!r} cannot be read as plain arrays ({type(error).__name__}); expected an .npz "
-            "of arrays or a .pth state dict without code"
+            f"weights {str(path)!r} cannot be read as plain arrays ({type(error).__name__}); expected an "
+            ".npz of arrays or a .pth state dict without code"
         ) from error
     for what, matches, build in IMPORTERS:
         if matches(arrays):
@@ -182,7 +182,8 @@ def import_float(path: str | Path, scale: int | None = None) -> Backbone:
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
+        # np.load leaves a damaged file open if it opened it itself.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     state = torch.load(path, map_location="cpu", weights_only=True)
     return {key: value.numpy() for key, value in state.items() if isinstance(value, Tensor)}
