@@ -16,6 +16,7 @@ from cadyq.backbones.idn import IDN, bicubic_upscale, rgb_to_ycbcr, ycbcr_to_rgb
 from cadyq.backbones.srresnet import SRResNet
 from cadyq.errors import ArgumentError
 from cadyq.quant.context import Context, TileContext
+from cadyq.quant.pams import PAMS
 from cadyq.quant.site import Site, sites_of
 
 SCALES = (2, 3, 4)
@@ -239,6 +240,19 @@ def test_tiles_in_several_batches_equal_the_whole_picture(name: str, config: dic
     torch.testing.assert_close(network(lr, ctx), expected, rtol=0, atol=1e-9)
     assert [r.name for r in ctx.records] == [r.name for r in whole.records]
     assert all(len(r.bits) == ctx.n_tiles for r in ctx.records)
+
+
+@pytest.mark.parametrize(("name", "config"), FORMS)
+def test_quantized_tiles_equal_the_whole_picture_where_all_bits_are_equal(
+    name: str, config: dict[str, Any]
+) -> None:
+    network = make(name, 2, **SHALLOW[name], **config)
+    for site in sites_of(network, "body", "fixed", "edge", "skip"):
+        site.quantizer = PAMS(site.channels, [4], signed=not site.nonneg).double()
+    lr = picture(37, 29)
+    ctx = TileContext(lr, 16)
+    torch.testing.assert_close(network(lr, ctx), network(lr), rtol=0, atol=1e-9)
+    assert {float(bits) for record in ctx.records for bits in record.bits} == {4.0}
 
 
 @pytest.mark.parametrize("name", BACKBONES)
