@@ -63,24 +63,26 @@ class SRResNet(Backbone):
         self.head_act = nn.PReLU(slopes)
         self.head_site = Site(self.head, "edge", nonneg=keras, bits=16)
         self.body = nn.ModuleList(ResidualBlock(channels, slopes, bias, norm, eps) for _ in range(n_blocks))
+        self.stream_head = Site(None, "stream", channels=channels)
         self.stream = Site(None, "stream", channels=channels)
         self.body_end = Conv2d(channels, channels, 3, bias=bias)
         self.body_end_norm = nn.BatchNorm2d(channels, eps) if norm else nn.Identity()
         self.body_end_site = Site(self.body_end, "edge")
         self.skip_site = Site(None, "skip", channels=channels)
-        self.up = Upsampler(channels, scale, activation=lambda: nn.PReLU(slopes), bias=keras, first_bits=14)
+        self.stream_up = Site(None, "stream", channels=channels)
+        self.up = Upsampler(channels, scale, activation=lambda: nn.PReLU(slopes), bias=keras, first_bits=16)
         self.tail = Conv2d(channels, 3, 9)
         self.tail_site = Site(self.tail, "edge", pixels=scale**2)
         self._finish()
 
     def _forward(self, lr: Tensor, ctx: Context) -> Tensor:
         x = lr if self.keras else lr - mean_shift(lr)
-        head = self.stream(self.head_act(self.head(self.head_site(x, ctx))), ctx)
-        y = head
+        head = self.stream_head(self.head_act(self.head(self.head_site(x, ctx))), ctx)
+        y = self.stream(head, ctx)
         for block in self.body:
             y = self.stream(ctx.run(block, y), ctx)
         y = self.body_end_norm(self.body_end(self.body_end_site(y, ctx))) + self.skip_site(head, ctx)
-        y = self.up(self.stream(y, ctx), ctx)
+        y = self.up(self.stream_up(y, ctx), ctx)
         y = self.tail(self.tail_site(y, ctx))
         return (torch.tanh(y) + 1) / 2 if self.keras else y + mean_shift(lr)
 
