@@ -24,9 +24,8 @@ from cadyq.backbones import Backbone
 from cadyq.data.crops import CropArrays
 from cadyq.errors import ArgumentError
 from cadyq.quant.context import Context
-from cadyq.quant.layers import conv2d_implementation
 from cadyq.quant.site import Site, SiteObserver, sites_of
-from cadyq.training.loop import to_tensor
+from cadyq.training.loop import native_convolutions, to_tensor
 
 __all__ = ["Sensitivity", "fit_selectors", "measure", "set_budget"]
 
@@ -82,7 +81,6 @@ def measure(
     n_site_crops: int = 8,
     patch: int = 48,
     seed: int = 0,
-    implementation: Callable[..., Tensor] | None = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> Sensitivity:
     """Measure what fewer bits cost on ``n_crops`` random crops, and per site on ``n_site_crops`` of them."""
@@ -103,7 +101,7 @@ def measure(
         sr = network(lr, ctx).clamp(0, 1)
         return (sr - hr).mul(255).square().mean((1, 2, 3))
 
-    with conv2d_implementation(implementation) if implementation else _nothing():
+    with native_convolutions():
         for done, index in enumerate(order):
             lr = to_tensor(_patches(crops.lr[index], patch))
             hr = to_tensor(_patches(crops.hr[index], patch * network.scale))
@@ -133,12 +131,6 @@ def measure(
         {name: torch.cat(v) for name, v in spy.found.items()},
         gain,
     )
-
-
-class _nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 def fit_selectors(network: Backbone, seen: Sensitivity, *, ridge: float = 1e-2, steps: int = 400) -> dict[str, float]:
