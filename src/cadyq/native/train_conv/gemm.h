@@ -12,12 +12,16 @@ __attribute__((noinline)) void micro(const float* a, ptrdiff_t row, ptrdiff_t st
   if (kUnitRow) row = 1;
   constexpr int kBases = (R + 2) / 3;
   Vec acc[R][NV];
+#pragma GCC unroll 16
   for (int i = 0; i < R; ++i)
-    for (int v = 0; v < NV; ++v) acc[i][v] = kAdd ? load(c + i * c_row + v * kWidth) : Vec{};
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) acc[i][v] = Vec{};
   const float* base[kBases];
+#pragma GCC unroll 16
   for (int i = 0; i < kBases; ++i) base[i] = a + 3 * i * row;
   for (int64_t k = 0; k < depth; ++k) {
     Vec bv[NV];
+#pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) bv[v] = load(b + v * kWidth);
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
@@ -25,11 +29,17 @@ __attribute__((noinline)) void micro(const float* a, ptrdiff_t row, ptrdiff_t st
 #pragma GCC unroll 2
       for (int v = 0; v < NV; ++v) acc[i][v] += av * bv[v];
     }
+#pragma GCC unroll 16
     for (int i = 0; i < kBases; ++i) base[i] += step;
     b += b_step;
   }
+#pragma GCC unroll 16
   for (int i = 0; i < R; ++i)
-    for (int v = 0; v < NV; ++v) store(c + i * c_row + v * kWidth, acc[i][v]);
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) {
+      float* to = c + i * c_row + v * kWidth;
+      store(to, kAdd ? acc[i][v] + load(to) : acc[i][v]);
+    }
 }
 
 template <int R, int NV, bool kAdd, bool kUnitRow>
