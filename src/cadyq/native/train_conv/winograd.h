@@ -93,35 +93,52 @@ inline void column(const Source& in, const ConvShape& s, int64_t n, int64_t top,
   bt(d, o);
 }
 
-// B^T d B of a stretch of tiles; neighbours share two transformed columns.
+// B^T d B of one tile and lane. `carry` keeps the last two transformed columns, which the right neighbour shares.
 template <bool kMask, bool kInner>
-inline void stretch_in(const Source& in, const ConvShape& s, int64_t n, int64_t tile_row, int64_t tile_col,
-                       int64_t count, size_t lane, float* v, int64_t v_tile, int64_t v_plane) {
+inline void tile_in(const Source& in, const ConvShape& s, int64_t n, int64_t top, int64_t left, size_t lane, bool first,
+                    float* carry, float* v, int64_t v_plane) {
   Vec t[6][6];
-  int64_t top = 4 * tile_row - 1, left = 4 * tile_col - 1;
-  column<kMask, kInner>(in, s, n, top, left, lane, t[0]);
-  column<kMask, kInner>(in, s, n, top, left + 1, lane, t[1]);
-  for (int64_t c = 0; c < count; ++c, left += 4, v += v_tile) {
-    for (int j = 2; j < 6; ++j) column<kMask, kInner>(in, s, n, top, left + j, lane, t[j]);
-    for (int i = 0; i < 6; ++i) {
-      Vec row[6] = {t[0][i], t[1][i], t[2][i], t[3][i], t[4][i], t[5][i]}, o[6];
-      bt(row, o);
-      for (int j = 0; j < 6; ++j) store(v + (i * 6 + j) * v_plane, o[j]);
-    }
-    for (int i = 0; i < 6; ++i) t[0][i] = t[4][i], t[1][i] = t[5][i];
+  if (first) {
+    column<kMask, kInner>(in, s, n, top, left, lane, t[0]);
+    column<kMask, kInner>(in, s, n, top, left + 1, lane, t[1]);
+  } else {
+    for (int i = 0; i < 6; ++i) t[0][i] = load(carry + i * kWidth), t[1][i] = load(carry + (6 + i) * kWidth);
+  }
+  for (int j = 2; j < 6; ++j) column<kMask, kInner>(in, s, n, top, left + j, lane, t[j]);
+  for (int i = 0; i < 6; ++i) store(carry + i * kWidth, t[4][i]), store(carry + (6 + i) * kWidth, t[5][i]);
+  for (int i = 0; i < 6; ++i) {
+    Vec row[6] = {t[0][i], t[1][i], t[2][i], t[3][i], t[4][i], t[5][i]}, o[6];
+    bt(row, o);
+    for (int j = 0; j < 6; ++j) store(v + (i * 6 + j) * v_plane, o[j]);
   }
 }
 
+// Asks for the pixels of [y, y + rows) x [x, x + 4) of one lane; the strides are too long for hardware to guess.
+inline void prefetch(const Side& side, const ConvShape& s, int64_t n, int64_t y, int64_t x, int64_t rows, size_t lane) {
+  const int64_t top = max64(y, 0), bottom = min64(y + rows, s.h), right = min64(x + 4, s.w);
+  for (int64_t i = top; i < bottom; ++i)
+    for (int64_t j = max64(x, 0); j < right; ++j) __builtin_prefetch(side.at(n, i, j, lane));
+}
+
+constexpr int64_t kCarry = 12;  // floats of carry per channel
+
 inline void transform_in(const Source& in, const ConvShape& s, const Tiles& tiles, int64_t begin, int64_t end, float* v,
-                         int64_t v_tile, int64_t v_plane) {
+                         int64_t v_tile, int64_t v_plane, float* carry) {
   for_stretches(tiles, begin, end, [&](int64_t n, int64_t row, int64_t col, int64_t count, int64_t index) {
-    for (size_t lane = 0; lane < in.side.lanes.size(); ++lane) {
-      bool inner = row > 0 && 4 * row + 5 <= s.h && in.side.lanes[lane].count == kWidth;
-      float* p = v + index * v_tile + static_cast<int64_t>(lane) * kWidth;
-      auto stretch = in.mask.data ? (inner ? stretch_in<true, true> : stretch_in<true, false>)
-                                  : (inner ? stretch_in<false, true> : stretch_in<false, false>);
-      stretch(in, s, n, row, col, count, lane, p, v_tile, v_plane);
-    }
+    const bool inner_rows = row > 0 && 4 * row + 5 <= s.h;
+    const int64_t top = 4 * row - 1;
+    for (int64_t c = 0; c < count; ++c)
+      for (size_t lane = 0; lane < in.side.lanes.size(); ++lane) {
+        const int64_t left = 4 * (col + c) - 1, at = static_cast<int64_t>(lane) * kWidth;
+        if (c + 1 < count) {
+          prefetch(in.side, s, n, top, left + 6, 6, lane);
+          if (in.mask.data) prefetch(in.mask, s, n, top, left + 6, 6, lane);
+        }
+        const bool inner = inner_rows && in.side.lanes[lane].count == kWidth;
+        auto tile = in.mask.data ? (inner ? tile_in<true, true> : tile_in<true, false>)
+                                 : (inner ? tile_in<false, true> : tile_in<false, false>);
+        tile(in, s, n, top, left, lane, c == 0, carry + kCarry * at, v + (index + c) * v_tile + at, v_plane);
+      }
   });
 }
 
@@ -194,14 +211,14 @@ inline bool winograd_apply(const ConvShape& s, const Source& in, const Filter& f
   const Tiles tiles(s);
   const int64_t block = block_tiles(n_in + kPanel);
   const int64_t v_plane = block * n_in + kPlanePad, m_plane = block * kPanel + kPlanePad;
-  const int64_t floats = kPlanes * (v_plane + m_plane);
+  const int64_t floats = kPlanes * (v_plane + m_plane) + kCarry * n_in;
   if (!reserve_workers(rt, floats)) return false;
   transform_weights(filter, in.side, out.side, u, rt);
   parallel(rt, ceil_div(tiles.total, block), [&](int64_t item, int worker) {
     float* v = worker_scratch(rt, worker, floats);
     float* m = v + kPlanes * v_plane;
     int64_t begin = item * block, end = min64(tiles.total, begin + block);
-    transform_in(in, s, tiles, begin, end, v, n_in, v_plane);
+    transform_in(in, s, tiles, begin, end, v, n_in, v_plane, m + kPlanes * m_plane);
     for (int64_t col = 0; col < n_out; col += kPanel) {
       int64_t width = min64(kPanel, n_out - col);
       const float* panel = u + col * kPlanes * n_in;
@@ -210,9 +227,14 @@ inline bool winograd_apply(const ConvShape& s, const Source& in, const Filter& f
                            panel + k * n_in * width, width, n_in, m + k * m_plane, width);
       for_stretches(tiles, begin, end, [&](int64_t n, int64_t row, int64_t tile_col, int64_t count, int64_t index) {
         for (int64_t t = 0; t < count; ++t)
-          for (int64_t l = 0; l < width; l += kWidth)
-            transform_out(out, s, n, 4 * row, 4 * (tile_col + t), static_cast<size_t>((col + l) / kWidth),
-                          m + (index + t) * width + l, m_plane);
+          for (int64_t l = 0; l < width; l += kWidth) {
+            const size_t lane = static_cast<size_t>((col + l) / kWidth);
+            if (t + 1 < count) {
+              prefetch(out.side, s, n, 4 * row, 4 * (tile_col + t + 1), 4, lane);
+              if (out.residual.data) prefetch(out.residual, s, n, 4 * row, 4 * (tile_col + t + 1), 4, lane);
+            }
+            transform_out(out, s, n, 4 * row, 4 * (tile_col + t), lane, m + (index + t) * width + l, m_plane);
+          }
       });
     }
   });
@@ -269,12 +291,13 @@ inline bool winograd_grad(const ConvShape& s, const Source& in, const Source& dy
   const int64_t block = max64(16, min64(48, 110000 / (kPlanes * n_in) / 4 * 4));
   const int64_t v_plane = block * n_in + kPlanePad, z_plane = block * kPanel + kPlanePad;
   const int64_t d_plane = n_in * kPanel + kPlanePad, d_panel = kPlanes * d_plane;
-  const int64_t floats = kPlanes * (v_plane + z_plane) + d_panel * ceil_div(n_out, kPanel);
+  const int64_t floats = kPlanes * (v_plane + z_plane) + d_panel * ceil_div(n_out, kPanel) + kCarry * n_in;
   if (!reserve_workers(rt, floats)) return false;
   parallel(rt, chunks, [&](int64_t chunk, int worker) {
     float* v = worker_scratch(rt, worker, floats);
     float* z = v + kPlanes * v_plane;
-    float* d = z + kPlanes * z_plane;
+    float* carry = z + kPlanes * z_plane;
+    float* d = carry + kCarry * n_in;
     float* sums = partial + chunk * partial_floats(9, n_in, n_out);
     float* db = sums + 9 * n_in * n_out;
     float* dslope = db + n_out;
@@ -282,14 +305,20 @@ inline bool winograd_grad(const ConvShape& s, const Source& in, const Source& dy
     const int64_t first = tiles.total * chunk / chunks, last = tiles.total * (chunk + 1) / chunks;
     for (int64_t begin = first; begin < last; begin += block) {
       const int64_t end = min64(last, begin + block);
-      transform_in(in, s, tiles, begin, end, v, n_in, v_plane);
+      transform_in(in, s, tiles, begin, end, v, n_in, v_plane, carry);
       for (int64_t col = 0; col < n_out; col += kPanel) {
         const int64_t width = min64(kPanel, n_out - col);
         for_stretches(tiles, begin, end, [&](int64_t n, int64_t row, int64_t tile_col, int64_t count, int64_t index) {
           for (int64_t t = 0; t < count; ++t)
-            for (int64_t l = col; l < col + width; l += kWidth)
-              transform_grad(dy, s, n, 4 * row, 4 * (tile_col + t), static_cast<size_t>(l / kWidth),
-                             z + (index + t) * width + l - col, z_plane, db + l, to.slopes ? dslope + l : nullptr);
+            for (int64_t l = col; l < col + width; l += kWidth) {
+              const size_t lane = static_cast<size_t>(l / kWidth);
+              if (t + 1 < count) {
+                prefetch(dy.side, s, n, 4 * row, 4 * (tile_col + t + 1), 4, lane);
+                if (dy.mask.data) prefetch(dy.mask, s, n, 4 * row, 4 * (tile_col + t + 1), 4, lane);
+              }
+              transform_grad(dy, s, n, 4 * row, 4 * (tile_col + t), lane, z + (index + t) * width + l - col, z_plane,
+                             db + l, to.slopes ? dslope + l : nullptr);
+            }
         });
         for (int k = 0; k < kPlanes; ++k) {
           float* dk = d + col / kPanel * d_panel + k * d_plane;
