@@ -96,6 +96,30 @@ struct Sink {
     if (residual.data) z += load_n(residual.at(n, y, x, lane), count);
     store_n(side.at(n, y, x, lane), z, count);
   }
+
+  // The same for four neighbours and a whole vector of channels, with addresses and decisions taken once.
+  void write_four(int64_t n, int64_t y, int64_t x, size_t lane, Vec z[4]) const {
+    if (bias) {
+      const Vec b = load(bias + lane * kWidth);
+      for (int j = 0; j < 4; ++j) z[j] += b;
+    }
+    if (pre.data) {
+      float* p = pre.at(n, y, x, lane);
+      for (int j = 0; j < 4; ++j) store(p + j * pre.sw, z[j]);
+    }
+    if (act == Act::relu) {
+      for (int j = 0; j < 4; ++j) z[j] = z[j] < 0.0f ? Vec{} : z[j];
+    } else if (act != Act::none) {
+      const Vec slope = load(slopes + lane * kWidth);
+      for (int j = 0; j < 4; ++j) z[j] = z[j] > 0.0f ? z[j] : z[j] * slope;
+    }
+    if (residual.data) {
+      const float* p = residual.at(n, y, x, lane);
+      for (int j = 0; j < 4; ++j) z[j] += load(p + j * residual.sw);
+    }
+    float* p = side.at(n, y, x, lane);
+    for (int j = 0; j < 4; ++j) store(p + j * side.sw, z[j]);
+  }
 };
 
 // Asks for every worker's scratch before the work starts, where a failure can still be reported.

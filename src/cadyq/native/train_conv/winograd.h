@@ -186,8 +186,8 @@ inline void transform_out(const Sink& out, const ConvShape& s, int64_t n, int64_
   for (int i = 0; i < h; ++i) {
     Vec row[6] = {half[0][i], half[1][i], half[2][i], half[3][i], half[4][i], half[5][i]}, o[4];
     at(row, o);
-    if (w == 4)
-      for (int j = 0; j < 4; ++j) out.write(n, y0 + i, x0 + j, lane, o[j]);
+    if (w == 4 && out.side.lanes[lane].count == kWidth)
+      out.write_four(n, y0 + i, x0, lane, o);
     else
       for (int j = 0; j < w; ++j) out.write(n, y0 + i, x0 + j, lane, o[j]);
   }
@@ -245,24 +245,34 @@ inline bool winograd_apply(const ConvShape& s, const Source& in, const Filter& f
 inline void transform_grad(const Source& dy, const ConvShape& s, int64_t n, int64_t y0, int64_t x0, size_t lane,
                            float* z, int64_t z_plane, float* db, float* dslope) {
   Vec d[4][4], sum = load(db), slope_sum = dslope ? load(dslope) : Vec{};
-  int64_t h = min64(4, s.h - y0), w = min64(4, s.w - x0);
-  bool whole = h == 4 && w == 4;
-  int count = dy.side.lanes[lane].count;
-  for (int i = 0; i < 4; ++i)
-    for (int j = 0; j < 4; ++j) {
-      if (!whole && (i >= h || j >= w)) {
-        d[i][j] = Vec{};
-        continue;
-      }
-      Vec g = load_n(dy.side.at(n, y0 + i, x0 + j, lane), count);
-      if (dy.mask.data) {
-        Vec m = load_n(dy.mask.at(n, y0 + i, x0 + j, lane), count);
-        if (dslope) slope_sum += m > 0.0f ? Vec{} : g * m;
-        g = dy.derivative(g, m, lane);
-      }
-      d[i][j] = g;
-      sum += g;
+  const int64_t h = min64(4, s.h - y0), w = min64(4, s.w - x0);
+  const int count = dy.side.lanes[lane].count;
+  if (h == 4 && w == 4 && count == kWidth) {
+    const float* p = dy.side.at(n, y0, x0, lane);
+    for (int i = 0; i < 4; ++i)
+      for (int j = 0; j < 4; ++j) d[i][j] = load(p + i * dy.side.sh + j * dy.side.sw);
+    if (dy.mask.data) {
+      const float* q = dy.mask.at(n, y0, x0, lane);
+      for (int i = 0; i < 4; ++i)
+        for (int j = 0; j < 4; ++j) {
+          const Vec m = load(q + i * dy.mask.sh + j * dy.mask.sw);
+          if (dslope) slope_sum += m > 0.0f ? Vec{} : d[i][j] * m;
+          d[i][j] = dy.derivative(d[i][j], m, lane);
+        }
     }
+  } else {
+    for (int i = 0; i < 4; ++i)
+      for (int j = 0; j < 4; ++j) {
+        d[i][j] = Vec{};
+        if (i >= h || j >= w) continue;
+        if (dslope) {
+          const Vec m = load_n(dy.mask.at(n, y0 + i, x0 + j, lane), count);
+          slope_sum += m > 0.0f ? Vec{} : load_n(dy.side.at(n, y0 + i, x0 + j, lane), count) * m;
+        }
+        d[i][j] = dy.read(n, y0 + i, x0 + j, lane);
+      }
+  }
+  for (int i = 0; i < 4; ++i) sum += (d[i][0] + d[i][1]) + (d[i][2] + d[i][3]);
   store(db, sum);
   if (dslope) store(dslope, slope_sum);
   Vec half[4][6];
