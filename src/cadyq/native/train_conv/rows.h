@@ -15,20 +15,37 @@ inline int n_channels(const Side& side) {
 // Whether a pixel's channels lie in the order of the convolution's.
 inline bool in_order(const Side& side) { return side.lanes[0].step == 1; }
 
-// The neighbourhood of every pixel of an image row: patch[x][tap][channel], with `pitch` floats a pixel. With `turned`
-// the neighbour at -offset(tap) is taken. Stores run over the end of a pixel by less than one vector.
-inline void patch_row(const Source& in, const ConvShape& s, int64_t n, int64_t y, bool turned, float* patch,
-                      int64_t pitch) {
-  const int half = s.kernel / 2, sign = turned ? -1 : 1;
+// Copies the 3x3 neighbourhoods of the inner pixels of a row whose pixels have N adjacent floats and nothing between.
+template <int N>
+inline void patch_inner(const Side& side, const ConvShape& s, int64_t n, int64_t y, float* patch, int64_t pitch) {
+  const float* from = side.at(n, y - 1, 0, 0);
+  for (int64_t x = 1; x + 1 < s.w; ++x, from += N)
+    for (int i = 0; i < 3; ++i)
+      __builtin_memcpy(patch + x * pitch + i * 3 * N, from + i * side.sh, 3 * N * sizeof(float));
+}
+
+// The neighbourhood of every pixel of an image row: patch[x][tap][channel], with `pitch` floats a pixel. Stores run over
+// the end of a pixel by less than one vector.
+inline void patch_row(const Source& in, const ConvShape& s, int64_t n, int64_t y, float* patch, int64_t pitch) {
+  const int half = s.kernel / 2;
+  const Side& side = in.side;
+  const int count = side.lanes[0].count;
+  const bool dense = s.kernel == 3 && side.lanes.size() == 1 && side.sw == count && !in.mask.data;
+  const bool fast = dense && count <= 4 && y > 0 && y + 1 < s.h;
+  if (fast) {
+    auto inner = count == 1 ? patch_inner<1> : count == 2 ? patch_inner<2> : count == 3 ? patch_inner<3> : patch_inner<4>;
+    inner(side, s, n, y, patch, pitch);
+  }
   for (int64_t x = 0; x < s.w; ++x) {
+    if (fast && x == 1 && s.w > 2) x = s.w - 1;
     float* p = patch + x * pitch;
     for (int dy = -half; dy <= half; ++dy)
       for (int dx = -half; dx <= half; ++dx) {
-        int64_t yy = y + sign * dy, xx = x + sign * dx;
-        bool inside = yy >= 0 && yy < s.h && xx >= 0 && xx < s.w;
-        for (size_t g = 0; g < in.side.lanes.size(); ++g) {
+        const int64_t yy = y + dy, xx = x + dx;
+        const bool inside = yy >= 0 && yy < s.h && xx >= 0 && xx < s.w;
+        for (size_t g = 0; g < side.lanes.size(); ++g) {
           store(p, inside ? in.read(n, yy, xx, g) : Vec{});
-          p += in.side.lanes[g].count;
+          p += side.lanes[g].count;
         }
       }
   }
@@ -43,6 +60,8 @@ inline bool rows_apply(const ConvShape& s, const Source& in, const Filter& f, co
                        float* b) {
   const int64_t depth = rows_depth(s, in.side), n_out = out.side.padded();
   const bool direct = s.kernel == 1 && !in.mask.data && in_order(in.side);
+  const bool plain = !out.bias && out.act == Act::none && !out.pre.data && !out.residual.data && in_order(out.side) &&
+                     n_channels(out.side) % kWidth == 0;
   const int64_t pitch = depth + kWidth, patch_floats = direct ? 0 : round_up(s.w * pitch, 16);
   const int64_t floats = patch_floats + s.w * kPanel;
   if (!reserve_workers(rt, floats)) return false;
@@ -63,12 +82,18 @@ inline bool rows_apply(const ConvShape& s, const Source& in, const Filter& f, co
     float* patch = worker_scratch(rt, worker, floats);
     float* c = patch + patch_floats;
     const int64_t n = item / s.h, y = item % s.h;
-    if (!direct) patch_row(in, s, n, y, false, patch, pitch);
+    if (!direct) patch_row(in, s, n, y, patch, pitch);
     const float* a = direct ? in.side.at(n, y, 0, 0) : patch;
     for (int64_t col = 0; col < n_out; col += kPanel) {
       const int64_t width = min64(kPanel, n_out - col);
-      gemm<false, false>(s.w, static_cast<int>(width / kWidth), a, direct ? in.side.sw : pitch, 1, b + col * depth,
-                         width, depth, c, width);
+      const int vectors = static_cast<int>(width / kWidth);
+      const ptrdiff_t a_row = direct ? in.side.sw : pitch;
+      if (plain) {
+        gemm<false, false>(s.w, vectors, a, a_row, 1, b + col * depth, width, depth,
+                           out.side.at(n, y, 0, static_cast<size_t>(col / kWidth)), out.side.sw);
+        continue;
+      }
+      gemm<false, false>(s.w, vectors, a, a_row, 1, b + col * depth, width, depth, c, width);
       for (int64_t x = 0; x < s.w; ++x)
         for (int64_t l = 0; l < width; l += kWidth)
           out.write(n, y, x, static_cast<size_t>((col + l) / kWidth), load(c + x * width + l));
@@ -121,7 +146,7 @@ inline bool rows_grad(const ConvShape& s, const Source& in, const Source& dy, co
     const int64_t last = s.n * s.h * (chunk + 1) / chunks;
     for (int64_t row = s.n * s.h * chunk / chunks; row < last; ++row) {
       const int64_t n = row / s.h, y = row % s.h;
-      if (!direct) patch_row(in, s, n, y, false, patch, pitch);
+      if (!direct) patch_row(in, s, n, y, patch, pitch);
       grad_row(dy, s, n, y, rows, db, to.slopes ? db + n_out : nullptr);
       for (int64_t col = 0; col < n_out; col += kPanel)
         gemm<true, true>(depth, static_cast<int>(min64(kPanel, n_out - col) / kWidth),
@@ -165,7 +190,7 @@ inline bool thin_apply(const ConvShape& s, const Source& in, const Filter& f, co
     auto row_at = [&](int64_t y) { return ring + (y < 0 || y >= s.h ? 3 : y % 3) * row_floats; };
     auto product = [&](int64_t y) {
       if (y < 0 || y >= s.h) return;
-      if (!direct) patch_row(in, point, n, y, false, patch, pitch);
+      if (!direct) patch_row(in, point, n, y, patch, pitch);
       for (int64_t col = 0; col < n_t; col += kPanel)
         gemm<false, false>(s.w, static_cast<int>(min64(kPanel, n_t - col) / kWidth),
                            direct ? in.side.at(n, y, 0, 0) : patch, direct ? in.side.sw : pitch, 1, b + col, n_t,
@@ -215,7 +240,7 @@ inline bool thin_grad(const ConvShape& s, const Source& in, const Source& dy, co
     const int64_t last = s.n * s.h * (chunk + 1) / chunks;
     for (int64_t row = s.n * s.h * chunk / chunks; row < last; ++row) {
       const int64_t n = row / s.h, y = row % s.h;
-      patch_row(dy, s, n, y, true, patch, pitch);
+      patch_row(dy, s, n, y, patch, pitch);
       grad_row(dy, s, n, y, nullptr, d + sums, to.slopes ? d + sums + kWidth : nullptr);
       for (int64_t col = 0; col < n_t; col += kPanel)
         gemm<true, true>(n_in, static_cast<int>(min64(kPanel, n_t - col) / kWidth), in.side.at(n, y, 0, 0), 1,
@@ -229,7 +254,8 @@ inline bool thin_grad(const ConvShape& s, const Source& in, const Source& dy, co
   };
   for (int o = 0; o < n_out; ++o) {
     for (int c = 0; c < n_in; ++c)
-      for (int t = 0; t < 9; ++t) to.weight[(o * n_in + c) * 9 + t] = total(c * n_t + t * n_out + o);
+      // The gradient that x's pixel has part in lies at the opposite neighbour.
+      for (int t = 0; t < 9; ++t) to.weight[(o * n_in + c) * 9 + t] = total(c * n_t + (8 - t) * n_out + o);
     if (to.bias) to.bias[o] = total(sums + o);
     if (to.slopes) to.slopes[dy.side.lanes[0].image_channel + o] += total(sums + kWidth + o);
   }
