@@ -57,7 +57,11 @@ class Block(nn.Module):
 class Edsr(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.head, self.body, self.last = Conv(3, 64), nn.Sequential(*(Block() for _ in range(16))), Conv(64, 64)
+        self.head, self.body, self.last = (
+            Conv(3, 64),
+            nn.Sequential(*(Block() for _ in range(16))),
+            Conv(64, 64),
+        )
         self.up1, self.up2, self.tail = Conv(64, 256, shuffle=2), Conv(64, 256, shuffle=2), Conv(64, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,14 +111,26 @@ def machine() -> dict[str, Any]:
             elif line.startswith("flags"):
                 flags = [f for f in line.split() if f.startswith(("avx", "fma"))]
                 break
-    forced = {k: os.environ[k] for k in ("CADYQ_ISA", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY") if k in os.environ}
-    return {"cpu": model, "flags": " ".join(flags), "torch": torch.__version__, "isas": fastconv.isas(), **forced}
+    forced = {
+        k: os.environ[k]
+        for k in ("CADYQ_ISA", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+        if k in os.environ
+    }
+    return {
+        "cpu": model,
+        "flags": " ".join(flags),
+        "torch": torch.__version__,
+        "isas": fastconv.isas(),
+        **forced,
+    }
 
 
 class Step:
     """One way to train one network."""
 
-    def __init__(self, network: type[nn.Module], layout: torch.memory_format, ours: bool, batch: int, patch: int) -> None:
+    def __init__(
+        self, network: type[nn.Module], layout: torch.memory_format, ours: bool, batch: int, patch: int
+    ) -> None:
         torch.manual_seed(0)
         self.net = network().to(memory_format=torch.contiguous_format if ours else layout)
         self.optimizer = torch.optim.Adam(self.net.parameters(), 1e-4)
@@ -140,7 +156,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if not fastconv.available():
         parser.exit(1, "the native training kernels are not built\n")
-    result: dict[str, Any] = {"machine": machine(), "settings": {k: v for k, v in vars(args).items() if k != "json"}}
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "settings": {k: v for k, v in vars(args).items() if k != "json"},
+    }
     if not args.json:
         print(*(f"{k}: {v}" for k, v in result["machine"].items()), sep="\n")
     for name, network in NETWORKS.items():
@@ -160,7 +179,9 @@ def main() -> None:
         gain = {k: min(rows[w][k] for w in peers) / rows["ours"][k] for k in ("min", "median")}
         result[name] = {**rows, "gain over the faster layout": gain}
         if not args.json:
-            print(f"\n{name}, {args.threads} threads, batch {args.batch}, {args.patch}x{args.patch}: min, median (s)")
+            print(
+                f"\n{name}, {args.threads} threads, batch {args.batch}, {args.patch}x{args.patch}: min, median (s)"
+            )
             for way, row in rows.items():
                 print(f"  {way:20s} {row['min']:7.3f} {row['median']:7.3f}")
             print(f"  gain                 {gain['min']:6.2f}x {gain['median']:6.2f}x")

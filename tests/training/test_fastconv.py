@@ -45,11 +45,14 @@ CASES = {
 }
 
 
-def make(case: dict[str, Any], n: int = 2, h: int = 13, w: int = 18) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def make(
+    case: dict[str, Any], n: int = 2, h: int = 13, w: int = 18
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Random float64 tensors of a case, and the options of `fastconv.conv2d`."""
     generator = torch.Generator().manual_seed(1)
-    ci, co, k, r, groups = (case.get(key, d) for key, d in
-                            (("ci", 8), ("co", 8), ("k", 3), ("shuffle", 1), ("groups", 1)))
+    ci, co, k, r, groups = (
+        case.get(key, d) for key, d in (("ci", 8), ("co", 8), ("k", 3), ("shuffle", 1), ("groups", 1))
+    )
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -92,7 +95,9 @@ def outcome(
     return {"y": y.detach(), **dict(zip(t, grads, strict=True))}
 
 
-def assert_close(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tolerance: float = 1e-4) -> None:
+def assert_close(
+    got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tolerance: float = 1e-4
+) -> None:
     for key, value in want.items():
         assert got[key].shape == value.shape
         error = (got[key].double() - value).abs().max() / value.abs().max()
@@ -125,8 +130,10 @@ def test_any_memory_layout(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wide = torch.randn(2, 40, 9, 9).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(8, 16, 3, 3)
     torch.testing.assert_close(
-        fastconv.conv2d(wide[:, 8:24, 1:8], weight), F.conv2d(wide[:, 8:24, 1:8], weight, padding=1),
-        rtol=1e-4, atol=1e-3,
+        fastconv.conv2d(wide[:, 8:24, 1:8], weight),
+        F.conv2d(wide[:, 8:24, 1:8], weight, padding=1),
+        rtol=1e-4,
+        atol=1e-3,
     )
 
 
@@ -165,9 +172,14 @@ def test_nan_is_not_hidden() -> None:
 def test_conv2d_like_routes_only_what_it_covers() -> None:
     x = torch.randn(1, 8, 9, 9)
     modules = [
-        nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 8, 3, padding=1, groups=2),
-        nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 9, padding=4),
-        nn.Conv2d(8, 8, 3, padding=2, dilation=2), nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.Conv2d(8, 4, 1),
+        nn.Conv2d(8, 8, 3, padding=1, groups=2),
+        nn.Conv2d(8, 8, 3),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1),
+        nn.Conv2d(8, 8, 9, padding=4),
+        nn.Conv2d(8, 8, 3, padding=2, dilation=2),
+        nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
         nn.Conv2d(8, 8, 3, padding="same"),
     ]
     assert not fastconv.enabled()

@@ -10,7 +10,9 @@ from cadyq.training import fastconv, fastquant
 
 ISAS = fastconv.isas()
 every_isa = pytest.mark.parametrize(
-    "isa", ISAS or [pytest.param("none", marks=pytest.mark.skip(reason="the native training kernels are not built"))]
+    "isa",
+    ISAS
+    or [pytest.param("none", marks=pytest.mark.skip(reason="the native training kernels are not built"))],
 )
 Tensors = dict[str, torch.Tensor]
 
@@ -81,9 +83,7 @@ def test_torch_fallback_is_the_gradient_of_the_composed_expression(signed: bool)
 @every_isa
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("channels", [1, 16, 20, 64])
-def test_native_equals_torch(
-    isa: str, signed: bool, channels: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_native_equals_torch(isa: str, signed: bool, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CADYQ_ISA", isa)
     t = make(torch.float32, channels)
     got = outcome(t, signed)

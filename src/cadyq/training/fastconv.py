@@ -28,12 +28,13 @@ try:
 except ImportError:
     _native = None  # type: ignore[assignment]
 
-__all__ = ["Activation", "available", "conv2d", "conv2d_like", "enabled", "isas", "use"]
+__all__ = ["Activation", "available", "conv2d", "conv2d_like", "enabled", "isas", "release_memory", "use"]
 
 Activation: TypeAlias = (
     Literal["relu"] | tuple[Literal["leaky"], float] | tuple[Literal["prelu"], Tensor] | None
 )
 
+_LARGE = 1 << 20  # values
 _NONE, _RELU, _LEAKY, _PRELU = range(4)
 _use: ContextVar[bool] = ContextVar("cadyq_fastconv", default=False)
 
@@ -61,6 +62,12 @@ def use(on: bool = True) -> Iterator[None]:
         yield
     finally:
         _use.reset(token)
+
+
+def release_memory() -> None:
+    """Give memory back that the kernels keep between steps (at most 3 GiB)."""
+    if _native is not None:
+        _native.release()
 
 
 def conv2d(
@@ -139,7 +146,10 @@ def _supported(
 ) -> bool:
     tensors = [t for t in (x, weight, bias, residual, slopes) if t is not None]
     return (
-        all(type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+        all(
+            type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 and t.device.type == "cpu"
+            for t in tensors
+        )
         and x.dim() == 4
         and x.numel() > 0
         and weight.shape[2] in (1, 3)
@@ -179,8 +189,11 @@ def _pixels(t: Tensor) -> Tensor:
     return t if t.shape[1] == 1 or t.stride(1) == 1 else t.contiguous(memory_format=torch.channels_last)
 
 
-def _empty(*shape: int) -> Tensor:
-    return torch.empty(shape, memory_format=torch.channels_last)
+def _empty(n: int, c: int, h: int, w: int) -> Tensor:
+    # Large results are taken from our own reserve: the system's would be zeroed page by page in every step.
+    if _native is not None and n * c * h * w >= _LARGE:
+        return _native.empty(n, c, h, w)
+    return torch.empty((n, c, h, w), memory_format=torch.channels_last)
 
 
 class _Conv(torch.autograd.Function):

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cadyq.errors import ArgumentError
+from cadyq.training.fastconv import _empty, _pixels
 
 try:
     from cadyq.native import _train_conv as _native
@@ -27,7 +28,14 @@ __all__ = ["mixture"]
 
 
 def mixture(
-    x: Tensor, prob: Tensor, clip: Tensor, levels: Tensor, chosen: Tensor, scale: Tensor, *, signed: bool = True
+    x: Tensor,
+    prob: Tensor,
+    clip: Tensor,
+    levels: Tensor,
+    chosen: Tensor,
+    scale: Tensor,
+    *,
+    signed: bool = True,
 ) -> Tensor:
     """Quantise every sample of ``x`` (N, C, H, W) by its ``chosen`` candidate; the gradient is the mixture's.
 
@@ -60,14 +68,17 @@ def _is_native(*tensors: Tensor) -> bool:
     )
 
 
-def _pixels(t: Tensor) -> Tensor:
-    return t if t.shape[1] == 1 or t.stride(1) == 1 else t.contiguous(memory_format=torch.channels_last)
-
-
 class _Mixture(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, prob: Tensor, clip: Tensor, levels: Tensor, chosen: Tensor, scale: Tensor, signed: bool
+        ctx: Any,
+        x: Tensor,
+        prob: Tensor,
+        clip: Tensor,
+        levels: Tensor,
+        chosen: Tensor,
+        scale: Tensor,
+        signed: bool,
     ) -> Tensor:
         x, prob, clip, levels, scale = (t.detach() for t in (x, prob, clip, levels, scale))
         ctx.signed = signed
@@ -77,7 +88,7 @@ class _Mixture(torch.autograd.Function):
         assert _native is not None
         x, prob, clip, levels, scale = _pixels(x), *(t.contiguous() for t in (prob, clip, levels, scale))
         ctx.save_for_backward(x, prob, clip, levels, scale)
-        y = torch.empty_like(x, memory_format=torch.channels_last)
+        y = _empty(*x.shape)
         index = chosen.to(torch.int32).contiguous()
         _native.mixture_forward(x, scale, clip, levels, index, signed, y, torch.get_num_threads())
         return y
@@ -91,10 +102,20 @@ class _Mixture(torch.autograd.Function):
             dx, dprob, dclip = _backward(x, prob, clip, levels, scale, ctx.signed, dy)
         else:
             assert _native is not None
-            dx = torch.empty_like(x, memory_format=torch.channels_last)
+            dx = _empty(*x.shape)
             dprob, dclip = torch.empty_like(prob), torch.empty_like(clip)
             _native.mixture_backward(
-                x, scale, clip, levels, prob, ctx.signed, _pixels(dy), dx, dprob, dclip, torch.get_num_threads()
+                x,
+                scale,
+                clip,
+                levels,
+                prob,
+                ctx.signed,
+                _pixels(dy),
+                dx,
+                dprob,
+                dclip,
+                torch.get_num_threads(),
             )
         return dx, dprob, dclip, None, None, None, None
 

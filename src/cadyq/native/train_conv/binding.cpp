@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "memory.h"
 #include "pool.h"
 
 namespace nb = nanobind;
@@ -191,10 +192,24 @@ void mixture_backward(Pixels x, Flat scale, Flat clip, Flat levels, Flat prob, b
 
 }  // namespace
 
+// An uninitialised channels-last image batch whose memory is kept for later when it is dropped.
+nb::ndarray<nb::pytorch, float> empty(size_t n, size_t c, size_t h, size_t w) {
+  require(n && c && h && w, "an extent is 0");
+  void* block = block_alloc(n * c * h * w * sizeof(float));
+  if (!block) throw std::bad_alloc();
+  nb::capsule owner(block, [](void* p) noexcept { block_free(p); });
+  const size_t shape[4] = {n, c, h, w};
+  const auto i = [](size_t v) { return static_cast<int64_t>(v); };
+  const int64_t strides[4] = {i(h * w * c), 1, i(w * c), i(c)};
+  return nb::ndarray<nb::pytorch, float>(block, 4, shape, owner, strides);
+}
+
 // Arrays are never converted: what a kernel writes into a converted copy would be lost.
 NB_MODULE(_train_conv, m) {
   m.doc() = "Convolutions and quantisers for training on a CPU; see cadyq.training.fastconv and fastquant.";
   m.def("isas", &isas, "Instruction sets that this build and this processor share, fastest first.");
+  m.def("empty", &empty, nb::arg("n"), nb::arg("c"), nb::arg("h"), nb::arg("w"));
+  m.def("release", &block_release, "Gives the memory of dropped arrays back to the system.");
   m.def("conv_forward", &conv_forward, nb::arg("x").noconvert(), nb::arg("weight").noconvert(), nb::arg("bias").noconvert().none(),
         nb::arg("residual").noconvert().none(), nb::arg("y").noconvert(), nb::arg("pre").noconvert().none(), nb::arg("act"), nb::arg("slope"),
         nb::arg("slopes").noconvert().none(), nb::arg("groups"), nb::arg("shuffle"), nb::arg("n_threads"), nb::arg("isa") = "");
