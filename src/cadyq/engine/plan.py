@@ -26,7 +26,9 @@ MAX_CHANNELS = 1024
 MAX_KERNEL = 17
 MAX_BITS = 8
 ACCUMULATOR_LIMIT = 2**31 - 1
-FACTOR_LIMIT = 1e6  # |factor * accumulator| stays far from float32 overflow.
+VALUE_LIMIT = 2.0**31 - 2**10  # Kernels convert to int32 before they saturate; equation (7).
+MULTIPLIER_LIMIT = 65000.0  # 32768 times this is below 2^31; equation (4).
+FACTOR_LIMIT = 1e6
 
 Array = NDArray[Any]
 
@@ -185,7 +187,9 @@ class Plan:
     @property
     def sites(self) -> tuple[Site, ...]:
         """The sites inside blocks, in order: the columns of the engine's table of bits."""
-        return tuple(c.site for s in self.steps if isinstance(s, Block) for c in s.convs if c.site is not None)
+        return tuple(
+            c.site for s in self.steps if isinstance(s, Block) for c in s.convs if c.site is not None
+        )
 
     def validate(self) -> Plan:
         """Return the plan itself, or raise `CheckpointError` naming what is wrong with it."""
@@ -197,7 +201,13 @@ class Plan:
         arrays: dict[str, Array] = {}
         steps = [_dump_step(s, f"{i}", arrays) for i, s in enumerate(self.steps)]
         planes = [{"channels": p.channels, "level": p.level, "step": p.step} for p in self.planes]
-        meta = {"version": FORMAT_VERSION, "scale": self.scale, "tile": self.tile, "planes": planes, "steps": steps}
+        meta = {
+            "version": FORMAT_VERSION,
+            "scale": self.scale,
+            "tile": self.tile,
+            "planes": planes,
+            "steps": steps,
+        }
         return arrays, meta
 
     @staticmethod
@@ -207,24 +217,41 @@ class Plan:
         if version != FORMAT_VERSION:
             raise CheckpointError(f"plan: format version is {version!r}, this release reads {FORMAT_VERSION}")
         try:
-            planes = tuple(Plane(int(p["channels"]), int(p["level"]), float(p["step"])) for p in meta["planes"])
+            planes = tuple(
+                Plane(int(p["channels"]), int(p["level"]), float(p["step"])) for p in meta["planes"]
+            )
             steps = tuple(_load_step(s, f"{i}", arrays) for i, s in enumerate(meta["steps"]))
             plan = Plan(int(meta["scale"]), int(meta["tile"]), planes, steps)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"plan: damaged ({type(error).__name__}: {error}); convert again") from error
+            raise CheckpointError(
+                f"plan: damaged ({type(error).__name__}: {error}); convert again"
+            ) from error
         return plan.validate()
 
 
 def _dump_site(site: Site, key: str, arrays: dict[str, Array]) -> dict[str, Any]:
-    arrays[f"{key}.multiplier"], arrays[f"{key}.low"], arrays[f"{key}.high"] = site.multiplier, site.low, site.high
+    arrays[f"{key}.multiplier"], arrays[f"{key}.low"], arrays[f"{key}.high"] = (
+        site.multiplier,
+        site.low,
+        site.high,
+    )
     if site.selector is not None:
         arrays[f"{key}.selector.weight"] = site.selector.weight
         arrays[f"{key}.selector.bias"] = site.selector.bias
-    return {"name": site.name, "bits": list(site.bits), "step": site.step, "selector": site.selector is not None}
+    return {
+        "name": site.name,
+        "bits": list(site.bits),
+        "step": site.step,
+        "selector": site.selector is not None,
+    }
 
 
 def _dump_conv(conv: Conv, key: str, arrays: dict[str, Array]) -> dict[str, Any]:
-    arrays[f"{key}.weight"], arrays[f"{key}.factor"], arrays[f"{key}.bias"] = conv.weight, conv.factor, conv.bias
+    arrays[f"{key}.weight"], arrays[f"{key}.factor"], arrays[f"{key}.bias"] = (
+        conv.weight,
+        conv.factor,
+        conv.bias,
+    )
     if conv.slope is not None:
         arrays[f"{key}.slope"] = conv.slope
     site = None if conv.site is None else _dump_site(conv.site, f"{key}.site", arrays)
@@ -287,7 +314,7 @@ def _validate_site(site: Site, channels: int, what: str) -> None:
         raise _fail(f"{what}: bits", site.bits, f"1 to 16 candidates of 0 to {MAX_BITS} bits")
     if not 0 < site.step < 1e6:
         raise _fail(f"{what}: step", site.step, "a positive number")
-    _array(f"{what}: multiplier", site.multiplier, np.float32, (n, channels), 1e6)
+    _array(f"{what}: multiplier", site.multiplier, np.float32, (n, channels), MULTIPLIER_LIMIT)
     _array(f"{what}: low", site.low, np.int32, (n,))
     _array(f"{what}: high", site.high, np.int32, (n,))
     for bits, low, high in zip(site.bits, site.low, site.high, strict=True):
@@ -317,6 +344,10 @@ def _validate_conv(conv: Conv, c_in: int, what: str) -> None:
         _validate_site(conv.site, c_in, f"{what}: site")
     if conv.accumulator_bound() > ACCUMULATOR_LIMIT:
         raise _fail(f"{what}: accumulator bound", conv.accumulator_bound(), f"at most {ACCUMULATOR_LIMIT}")
+    steepest = 1.0 if conv.slope is None else max(1.0, float(np.abs(conv.slope).max()))
+    value = conv.accumulator_bound() * float(np.abs(conv.factor).max()) + float(np.abs(conv.bias).max())
+    if value * steepest > VALUE_LIMIT:
+        raise _fail(f"{what}: largest result", value * steepest, "less than 2^31 units of the target's grid")
 
 
 def _validate_block(block: Block, plan: Plan, what: str) -> None:
@@ -330,10 +361,14 @@ def _validate_block(block: Block, plan: Plan, what: str) -> None:
         if site is None:
             raise _fail(f"{what}, convolution {i}: site", None, "one")
         if any(b == 0 for b in site.bits[1:]) or (site.bits[0] == 0 and (i > 0 or not block.residual)):
-            raise _fail(f"{what}, convolution {i}: bits", site.bits, "0 only as a residual block's first candidate")
+            raise _fail(
+                f"{what}, convolution {i}: bits", site.bits, "0 only as a residual block's first candidate"
+            )
         channels = conv.c_out
     if (channels, src.level) != (dst.channels, dst.level) or src.level != 1:
-        raise _fail(f"{what}: result", (channels, src.level), f"plane {block.dst}'s {(dst.channels, dst.level)}")
+        raise _fail(
+            f"{what}: result", (channels, src.level), f"plane {block.dst}'s {(dst.channels, dst.level)}"
+        )
     if block.residual and src.channels != dst.channels:
         raise _fail(f"{what}: channels", dst.channels, f"{src.channels}, as its source is added")
 

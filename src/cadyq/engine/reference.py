@@ -59,7 +59,9 @@ def check_masks(plan: Plan, image: Array, choice: Array | None, exited: Array | 
             raise ArgumentError("choice", (choice.dtype, choice.shape), f"integers of shape {forced.shape}")
         limit = np.array([len(s.bits) for s in sites])
         if choice.size and ((choice < -1).any() or (choice >= limit).any()):
-            raise ArgumentError("choice", (int(choice.min()), int(choice.max())), "candidate indices, -1 for free")
+            raise ArgumentError(
+                "choice", (int(choice.min()), int(choice.max())), "candidate indices, -1 for free"
+            )
         forced[:] = choice
     gone = np.zeros((rows, cols), bool)
     if exited is not None:
@@ -91,13 +93,15 @@ def gradients(image: Array, tile: int) -> Array:
 
 def clamp16(x: Array) -> Array:
     """Clamp to the int16 range."""
-    return np.clip(x, -32768, 32767)
+    clamped: Array = np.clip(x, -32768, 32767)
+    return clamped
 
 
 def quantize(plane: Array, site: Site, k: int) -> Array:
     """Codes of an int16 plane, int64; equation (4)."""
     scaled = plane.astype(np.float32) * site.multiplier[k]
-    return np.clip(np.rint(scaled), site.low[k], site.high[k]).astype(np.int64)
+    codes: Array = np.clip(np.rint(scaled), site.low[k], site.high[k]).astype(np.int64)
+    return codes
 
 
 def accumulate(codes: Array, weight: Array) -> Array:
@@ -131,7 +135,10 @@ def deviations(plane: Array, step: float) -> Array:
     if n == 1:
         return np.zeros(v.shape[1])
     s1, s2 = v.sum(axis=0), (v * v).sum(axis=0)
-    return np.sqrt((n * s2 - s1 * s1).astype(np.float64) / np.float64(n * (n - 1))) * np.float64(step)
+    deviation: Array = np.sqrt((n * s2 - s1 * s1).astype(np.float64) / np.float64(n * (n - 1))) * np.float64(
+        step
+    )
+    return deviation
 
 
 def select(site: Site, gradient: Array, plane: Array) -> int:
@@ -218,7 +225,11 @@ def run(plan: Plan, image: Array, choice: Array | None = None, exited: Array | N
             planes[step.dst] = run_layer(step, planes)
         elif isinstance(step, Block):
             src = planes[step.src]
-            dst = src.copy() if step.residual else np.zeros((height, width, plan.planes[step.dst].channels), np.int16)
+            dst = (
+                src.copy()
+                if step.residual
+                else np.zeros((height, width, plan.planes[step.dst].channels), np.int16)
+            )
             here = slice(first_site, first_site + len(step.convs))
             for r, c in np.argwhere(~gone):
                 y0, x0 = r * plan.tile, c * plan.tile
@@ -226,7 +237,9 @@ def run(plan: Plan, image: Array, choice: Array | None = None, exited: Array | N
                 value_or_none, chosen = run_tile(step, src, box, gradient[r, c], forced[r, c, here])
                 if value_or_none is not None:
                     dst[box[0] : box[2], box[1] : box[3]] = value_or_none
-                    site_bits = [conv.site.bits[k] for conv, k in zip(step.convs, chosen, strict=True) if conv.site]
+                    site_bits = [
+                        conv.site.bits[k] for conv, k in zip(step.convs, chosen, strict=True) if conv.site
+                    ]
                     bits[r, c, here] = site_bits
                 picked[r, c, here] = chosen
             planes[step.dst] = dst

@@ -25,7 +25,7 @@ def _native() -> ModuleType | None:
         from cadyq.native import _engine
     except ImportError:
         return None
-    return _engine  # type: ignore[no-any-return]
+    return _engine
 
 
 def available_isas() -> list[str]:
@@ -37,8 +37,9 @@ def available_isas() -> list[str]:
 class Engine:
     """A plan made ready for this machine.
 
-    ``isa`` is one of `available_isas`, ``"reference"``, or ``None`` for the environment variable ``CADYQ_ISA``
-    and else the fastest. ``isa`` and ``threads`` are readable afterwards. Calls from several threads are run
+    ``isa`` is one of `available_isas`, ``"reference"``, or ``None`` for the environment variable
+    ``CADYQ_ISA`` and else the fastest.
+    ``isa`` and ``threads`` are readable afterwards. Calls from several threads are run
     one after another; the interpreter lock is released meanwhile.
 
     Raises `ArgumentError` for an unknown instruction set and `UnsupportedError` for a plan whose topology the
@@ -54,8 +55,8 @@ class Engine:
         wanted = isa or os.environ.get("CADYQ_ISA") or (names[0] if names else "")
         if not wanted:
             warnings.warn(
-                "cadyq was installed without its native kernels; the NumPy reference runs instead, about 100 times "
-                "slower. Reinstall with a C++17 compiler at hand.",
+                "cadyq was installed without its native kernels; the NumPy reference runs instead, about "
+                "100 times slower. Reinstall with a C++17 compiler at hand.",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -66,7 +67,7 @@ class Engine:
         self._runner = None if wanted == "reference" else _build(self.plan, wanted, self.threads)
 
     def upscale(self, image: Array, choice: Array | None = None, exited: Array | None = None) -> Result:
-        """Upscale a uint8 or uint16 image ``(H, W, C)``; see `cadyq.engine.reference.run` for the arguments."""
+        """Upscale a uint8 or uint16 image ``(H, W, C)``; arguments as for `cadyq.engine.reference.run`."""
         if self._runner is None:
             return reference.run(self.plan, image, choice, exited)
         reference.check_image(self.plan, image)

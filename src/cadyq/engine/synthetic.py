@@ -1,4 +1,4 @@
-"""Random plans of residual networks, for tests and benchmarks: all ranges used, no training needed."""
+"""Random plans of residual networks and pictures for them, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cadyq.engine.plan import Block, Conv, ImageIn, ImageOut, Layer, Plan, Plane, Selector, Site, Step
 
-__all__ = ["Shape", "random_plan"]
+__all__ = ["Shape", "random_picture", "random_plan"]
 
 Array = NDArray[Any]
 
@@ -43,7 +43,13 @@ def _weight(rng: np.random.Generator, c_out: int, k: int, c_in: int) -> Array:
 
 
 def _site(
-    rng: np.random.Generator, name: str, c: int, bits: tuple[int, ...], clip: float, unsigned: bool, dynamic: bool
+    rng: np.random.Generator,
+    name: str,
+    c: int,
+    bits: tuple[int, ...],
+    clip: float,
+    unsigned: bool,
+    dynamic: bool,
 ) -> Site:
     """Clips near ``clip`` grid units, per-channel scales, and a selector whose choices vary with the tile."""
     scales = np.exp(rng.normal(0, 0.3, c))
@@ -63,7 +69,14 @@ def _site(
 
 
 def _conv(
-    rng: np.random.Generator, c_out: int, k: int, c_in: int, act: str, target: float, site: Site | None, level: float
+    rng: np.random.Generator,
+    c_out: int,
+    k: int,
+    c_in: int,
+    act: str,
+    target: float,
+    site: Site | None,
+    level: float,
 ) -> Conv:
     """A convolution whose results have a standard deviation of about ``target`` grid units."""
     weight = _weight(rng, c_out, k, c_in)
@@ -115,8 +128,19 @@ def random_plan(shape: Shape, seed: int = 0) -> Plan:
         source = len(planes) - 1
     site = _site(rng, "tail", c, (8,), 3 * spread, shape.stage_act == "relu", False)
     planes.append(Plane(shape.colors, level, 1e-4))
-    steps.append(Layer(source, len(planes) - 1, _conv(rng, shape.colors, shape.tail, c, "none", 6000.0, site, 0)))
+    steps.append(
+        Layer(source, len(planes) - 1, _conv(rng, shape.colors, shape.tail, c, "none", 6000.0, site, 0))
+    )
     value = np.tanh(np.arange(-32768, 32768) / 12000) * 0.5 + 0.5
     tables = np.rint(value * 255).astype(np.uint8), np.rint(value * 65535).astype(np.uint16)
     steps.append(ImageOut(len(planes) - 1, *tables))
     return Plan(scale, shape.tile, tuple(planes), tuple(steps)).validate()
+
+
+def random_picture(height: int, width: int, seed: int = 0, dtype: type = np.uint8, colors: int = 3) -> Array:
+    """A picture ``(height, width, colors)``, half noise, half almost flat."""
+    rng = np.random.default_rng(seed)
+    top = int(np.iinfo(dtype).max) + 1
+    image: Array = rng.integers(0, top, (height, width, colors), dtype=dtype)
+    image[:, width // 2 :] = image[:, width // 2 :] // 16 + top // 3
+    return image

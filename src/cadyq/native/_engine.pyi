@@ -15,7 +15,11 @@ def site(
     bias: NDArray[Any] | None,
 ) -> Site: ...
 def conv(
-    weight: NDArray[Any], factor: NDArray[Any], bias: NDArray[Any], slope: NDArray[Any] | None, site: Site | None
+    weight: NDArray[Any],
+    factor: NDArray[Any],
+    bias: NDArray[Any],
+    slope: NDArray[Any] | None,
+    site: Site | None,
 ) -> Conv: ...
 def available() -> list[str]: ...
 
