@@ -156,9 +156,9 @@ def test_results_do_not_depend_on_the_number_of_threads(name: str) -> None:
 def test_gradient_reaches_a_computed_weight() -> None:
     w = torch.randn(16, 16, 3, 3, requires_grad=True)
     x = torch.randn(1, 16, 8, 8)
-    fastconv.conv2d(x, w * 2).square().sum().backward()
+    fastconv.conv2d(x, w * 2).square().sum().backward()  # type: ignore[no-untyped-call]
     got, w.grad = w.grad, None
-    F.conv2d(x, w * 2, padding=1).square().sum().backward()
+    F.conv2d(x, w * 2, padding=1).square().sum().backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(got, w.grad, rtol=1e-4, atol=1e-2)
 
 
