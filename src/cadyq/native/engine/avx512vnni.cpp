@@ -1,6 +1,10 @@
 // Kernels for AVX-512 with VNNI: 16-bit products by vpdpwssd, 8-bit products by vpdpbusd.
 #include "simd_avx512.h"
 
+#ifdef CADYQ_INTERLEAVED
+#include "avx512_interleaved.h"
+#endif
+
 namespace cadyq_avx512 {
 namespace {
 
@@ -132,13 +136,23 @@ CADYQ_INLINE void gemm_columns(const uint8_t* const* rows, size_t offset, int n_
 }
 
 #include "kernels.inl.h"
+#ifdef CADYQ_INTERLEAVED
+#include "avx512_interleaved.inl.h"
+#endif
 
 }  // namespace
 }  // namespace cadyq_avx512
 
 extern "C" const CadyqKernels* cadyq_kernels_avx512vnni(void) {
   using namespace cadyq_avx512;
-  static const CadyqKernels k = {"avx512vnni", 1, kBlock, kTiles, kDirectBlock, 1, scratch_bytes, quantize,
-                                 sums,         winograd, direct, columns};
+#ifdef CADYQ_INTERLEAVED
+  constexpr auto scratch = scratch_bytes_interleaved;
+  constexpr auto wino = winograd_or_interleaved;
+#else
+  constexpr auto scratch = scratch_bytes;
+  constexpr auto wino = winograd;
+#endif
+  static const CadyqKernels k = {"avx512vnni", 1, kBlock, kTiles, kDirectBlock, 1, scratch, quantize, sums, wino,
+                                 direct,       columns};
   return &k;
 }
