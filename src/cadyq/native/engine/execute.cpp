@@ -164,6 +164,18 @@ void Network::quantize_row(const Store& plane, int y, int x0, int x1, uint8_t* d
   }
 }
 
+// The int16 values of one row, as they are.
+void Network::copy_row(const Store& plane, int y, uint8_t* dst) const {
+  for (int x = 0; x < width_;) {
+    const int column = x / tile_, end = std::min(width_, (column + 1) * tile_);
+    const int16_t* base = plane.tiles[static_cast<size_t>(y / tile_) * columns_ + column];
+    const size_t n = static_cast<size_t>(end - x) * plane.channels * sizeof(int16_t);
+    std::memcpy(dst + static_cast<size_t>(x) * plane.channels * sizeof(int16_t),
+                base + (static_cast<size_t>(y) * plane.width + x) * plane.channels, n);
+    x = end;
+  }
+}
+
 // Brings all tiles of a plane into its first buffer.
 void Network::settle(int plane) {
   Store& s = stores_[plane];
@@ -221,7 +233,11 @@ void Network::run_node(Pool& pool, Group& group, Node& node, int from, int to, c
   if (node.kind == Node::kQuantize) {
     pool.run(to - from, [&](int i, int) {
       const int y = from + i;
-      if (node.src_plane >= 0)
+      if (conv.raw && node.src_plane >= 0)
+        copy_row(stores_[node.src_plane], y, dst->row(y));
+      else if (conv.raw)
+        std::memcpy(dst->row(y), src->row(y), static_cast<size_t>(src->width) * src->channels * sizeof(int16_t));
+      else if (node.src_plane >= 0)
         quantize_row(stores_[node.src_plane], y, 0, width_, dst->row(y), conv.quantizer[0], conv.store);
       else
         kernels_->quantize(reinterpret_cast<const int16_t*>(src->row(y)), dst->row(y), src->width, src->channels,

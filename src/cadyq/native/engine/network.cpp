@@ -112,7 +112,7 @@ Conv* Network::prepare(const ConvData& data, int shuffle, bool few_outputs) {
   conv.pad = data.kernel / 2;
   conv.shuffle = shuffle;
   conv.raw = !data.has_site;
-  conv.c_in = conv.raw ? data.c_in : round_up(data.c_in, kAlign);
+  conv.c_in = conv.raw && data.c_in < kAlign ? data.c_in : round_up(data.c_in, kAlign);
   const int per_pixel = data.c_out / (shuffle * shuffle);
   conv.dst_channels = round_up(per_pixel, kAlign);
   conv.c_out = shuffle * shuffle * conv.dst_channels;
@@ -275,7 +275,6 @@ void Network::plan_group(Group& group, const std::vector<int>& steps, int) {
       continue;
     }
     Conv* conv = conv_of[i];
-    if (conv->raw && codes_of[s.src] < 0) throw std::invalid_argument("only the image may be read without a site");
     if (codes_of[s.src] < 0) {
       Node q;
       q.kind = Node::kQuantize;
@@ -283,7 +282,7 @@ void Network::plan_group(Group& group, const std::vector<int>& steps, int) {
       q.conv = conv;
       q.src_plane = crosses(s.src) ? s.src : -1;
       q.src_view = view_of[s.src];
-      q.dst_view = add_view(conv->c_in, conv->element, conv->pad, conv->quantizer[0].flip, s.src);
+      q.dst_view = add_view(conv->c_in, conv->element, conv->pad, conv->raw ? 0 : conv->quantizer[0].flip, s.src);
       q.profile = static_cast<int>(profile_.size());
       profile_.emplace_back("quantize", 0.0);
       group.nodes.push_back(q);
@@ -309,7 +308,7 @@ void Network::plan_group(Group& group, const std::vector<int>& steps, int) {
       continue;
     }
     Conv* next = r >= 0 && !crosses(s.dst) && readers[s.dst] == 1 && s.residual < 0 ? conv_of[r] : nullptr;
-    if (next) {
+    if (next && !next->raw) {  // int16 values that are read as they are take a padded copy instead
       link(*conv, *next);
       node.next = next;
       node.dst_view = codes_of[s.dst] = add_view(next->c_in, next->element, next->pad, next->quantizer[0].flip, s.dst);

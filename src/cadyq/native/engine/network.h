@@ -178,6 +178,7 @@ class Network {
   int select(const SiteData& site, int tile, const int16_t* values, size_t pitch, int height, int width, int channels,
              Thread& thread) const;
   void settle(int plane);
+  void copy_row(const Store& plane, int y, uint8_t* dst) const;
   void quantize_row(const Store& plane, int y, int x0, int x1, uint8_t* dst, const CadyqQuantizer& q, int store) const;
   void convolve(const Conv& conv, int k, const std::vector<const uint8_t*>& rows, int height, int width,
                 const CadyqEpilogue& epilogue, const CadyqTarget& target, Thread& thread) const;
