@@ -61,7 +61,9 @@ class EDSR(Backbone):
         for block in self.body:
             y = self.stream(ctx.run(block, y), ctx)
         y = self.body_end(self.body_end_site(y, ctx)) + self.skip_site(head, ctx)
-        y = self.stream(y, ctx)
+        return ctx.finish(self._tail, self.stream(y, ctx), halo=3) + mean
+
+    def _tail(self, y: Tensor, ctx: Context) -> Tensor:
         y = self.up(y, ctx)
-        result: Tensor = self.tail(self.tail_site(y, ctx)) + mean
+        result: Tensor = self.tail(self.tail_site(y, ctx))
         return result

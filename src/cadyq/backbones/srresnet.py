@@ -79,9 +79,13 @@ class SRResNet(Backbone):
         for block in self.body:
             y = self.stream(ctx.run(block, y), ctx)
         y = self.body_end_norm(self.body_end(self.body_end_site(y, ctx))) + self.skip_site(head, ctx)
-        y = self.up(self.stream(y, ctx), ctx)
-        y = self.tail(self.tail_site(y, ctx))
+        y = ctx.finish(self._tail, self.stream(y, ctx), halo=3)
         return (torch.tanh(y) + 1) / 2 if self.keras else y + mean_shift(lr)
+
+    def _tail(self, y: Tensor, ctx: Context) -> Tensor:
+        y = self.up(y, ctx)
+        result: Tensor = self.tail(self.tail_site(y, ctx))
+        return result
 
     def folded(self) -> SRResNet:
         """A copy without batch norm: the running statistics are multiplied into the convolutions."""

@@ -49,6 +49,8 @@ class LoadedModel:
 def shipped_models() -> list[str]:
     """Names of the models inside the package."""
     folder = files("cadyq").joinpath("models")
+    if not folder.is_dir():
+        return []
     return sorted(p.name[: -len(".safetensors")] for p in folder.iterdir() if p.name.endswith(".safetensors"))
 
 
