@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cadyq.config import to_mapping
 from cadyq.errors import ArgumentError, MissingExtraError
 from cadyq.functional.cost import ZeroShare, bitops, fqr, zero_share
 from cadyq.functional.image import gray
@@ -28,7 +29,19 @@ if TYPE_CHECKING:
     from cadyq.io.models import LoadedModel
     from cadyq.quant.infer import Inferred, SiteCost
 
-__all__ = ["MODES", "ImageLike", "Mode", "Model", "Progress", "Result", "default_model", "load"]
+__all__ = [
+    "MODES",
+    "ImageLike",
+    "Mode",
+    "Model",
+    "Progress",
+    "Result",
+    "default_model",
+    "describe",
+    "fill_transparent",
+    "load",
+    "shipped_models",
+]
 
 Mode: TypeAlias = Literal["tiles", "image", "patches"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -242,6 +255,45 @@ def default_model(scale: int = 4) -> str:
             "scale", scale, f"the scale of a shipped model ({shipped})", "or pass a model file"
         )
     return str(min(fitting, key=lambda name: ("cadyq" not in name, name)))
+
+
+def shipped_models() -> list[str]:
+    """Return the names of the models inside the package, sorted. Raises `MissingExtraError` without torch."""
+    return list(_torch_side().shipped_models())
+
+
+def describe(model: str | os.PathLike[str]) -> dict[str, Any]:
+    """Say what a model is: a dictionary fit for JSON, for people to read.
+
+    ``parameters`` counts the float network's (and, apart, what conversion added), ``storage_bytes`` the file.
+    Arguments and errors are those of `load`.
+    """
+    models = _torch_side()
+    found = load(model)
+    network, quantization = found.loaded.network, found.loaded.quantization
+    metadata = found.loaded.metadata
+    path = models.model_path(model)
+    total = network.n_parameters()
+    plain = models.build_backbone(network.name, **network.config).n_parameters()
+    body = [site for site in found.sites if site.kind == "body"]
+    return {
+        "name": found.name,
+        "file": str(path),
+        "backbone": network.name,
+        "scale": network.scale,
+        "parameters": plain,
+        "parameters_of_quantization": total - plain,
+        "storage_bytes": path.stat().st_size,
+        "weight_bits": sorted({site.weight_bits for site in body}),
+        "candidate_bits": sorted({bits for site in body for bits in site.candidates}),
+        "sites": len(body),
+        "conversion": None if quantization is None else to_mapping(quantization),
+        "exit_rule": None if found.loaded.exit_rule is None else found.loaded.exit_rule.to_mapping(),
+        "license": metadata.get("license", "not stated"),
+        "figures": metadata.get("figures", {}),
+        "training": metadata.get("training", {}),
+        "format_version": metadata.get("format_version"),
+    }
 
 
 def load(model: str | os.PathLike[str] | None = None, scale: int | None = None) -> Model:
