@@ -44,13 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (say, head) has seen enough; keep Python from complaining when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        _complain(error)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cadyq",
         description="Image super-resolution that spends bits only where an image needs them.",
-        epilog="Exit codes: 0 done, 1 audit failed or other error, 2 wrong argument, 3 picture, 4 model file, "
+        epilog="Exit codes: 0 done, 1 audit failed or other error, 2 argument, 3 picture, 4 model file, "
         "5 data set, 6 unsupported, 7 missing extra, 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"cadyq {__version__}")
@@ -85,7 +88,7 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of text")
     evaluate.add_argument("--against", metavar="MODEL", help="second model, compared picture by picture")
     evaluate.add_argument("--limit", type=int, help="measure only the first so many pictures")
-    evaluate.add_argument("--root", help="folder of the data sets (default: environment variable CADYQ_DATA)")
+    evaluate.add_argument("--root", help="folder of the data sets (default: the variable CADYQ_DATA)")
     evaluate.add_argument(
         "--border", choices=("symmetric", "replicate"), default="symmetric", help="of the LR"
     )
@@ -133,7 +136,7 @@ def _upscale(options: argparse.Namespace) -> int:
     jobs, several = _jobs([Path(name) for name in options.inputs], Path(options.output), options.format)
     for source, target in jobs:
         if target.suffix.lower() not in SUFFIXES:
-            raise ArgumentError("output", str(target), f"a suffix out of {', '.join(SUFFIXES)}")
+            raise ArgumentError("output", str(target), f"a suffix out of {', '.join(SUFFIXES)}", "add one")
         if not several and not target.parent.is_dir():
             raise ArgumentError("output", str(target), "an existing folder to write to", "create it first")
         if not several and not source.is_file():
@@ -212,7 +215,7 @@ def _jobs(inputs: list[Path], output: Path, suffix: str | None) -> tuple[list[tu
     for target in taken:
         if any(target.exists() and source.exists() and target.samefile(source) for source in taken.values()):
             raise ArgumentError("output", str(target), "not one of the inputs", "choose another output")
-    return jobs, len(inputs) > 1 or inputs[0].is_dir()
+    return jobs, into_folder
 
 
 _SAME = {"jpg": (".jpeg",), "tif": (".tiff",)}
@@ -240,7 +243,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.csv is not None and len(options.data) > 1:
         raise ArgumentError("csv", options.csv, "one data set", "evaluate them one after the other")
     models = [load(name) for name in (options.model, options.against) if name is not None]
-    results = []
+    results: list[dict[str, Any]] = []
     for data in options.data:
         found = []
         for model in models:
@@ -291,12 +294,12 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _audit_text(result: Audit) -> str:
-    lines = [f"{'convolution':<22} {'kind':<6} {'group':<8} {'cells':>6} {'bits':<12} {'levels':>13}  status"]
+    lines = [f"{'convolution':<22} {'kind':<6} {'group':<8} {'cells':>6} {'bits':<12} {'levels':>13} status"]
     for row in result.rows:
         bits = "float" if row.status == "float" else ",".join(map(str, row.bits))
         levels = f"{row.levels} / {row.allowed}" if row.allowed else "-"
         lines.append(
-            f"{row.conv:<22} {row.kind:<6} {row.group:<8} {row.n_cells:>6} {bits:<12} {levels:>13}  {row.status}"
+            f"{row.conv:<22} {row.kind:<6} {row.group:<8} {row.n_cells:>6} {bits:<12} {levels:>13} {row.status}"
         )
     failed = [row.conv for row in result.rows if row.violations]
     verdict = (

@@ -58,7 +58,7 @@ class Inferred(NamedTuple):
 
 
 def site_costs(network: nn.Module) -> list[SiteCost]:
-    """List the sites that FQR (kind ``body``) and BitOPs (``body``, ``fixed``) count, in order of definition."""
+    """List the sites that FQR (``body``) and BitOPs (``body``, ``fixed``) count, in order of definition."""
     result = []
     for site in sites_of(network, "body", "fixed"):
         conv = site.conv
