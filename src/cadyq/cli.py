@@ -100,7 +100,7 @@ def _add_audit(commands: Any) -> None:
     audit = commands.add_parser(
         "audit",
         help="check that b bits mean at most 2^b levels",
-        description="Count the distinct input levels of every convolution; exit code 1 if there are too many.",
+        description="Count every convolution's distinct input levels; exit code 1 if they are too many.",
     )
     audit.add_argument("model", metavar="MODEL", help="name of a shipped model, or a model file")
     audit.add_argument("image", metavar="IMAGE", help="picture to run it on")
@@ -299,12 +299,13 @@ def _audit_text(result: Audit) -> str:
         bits = "float" if row.status == "float" else ",".join(map(str, row.bits))
         levels = f"{row.levels} / {row.allowed}" if row.allowed else "-"
         lines.append(
-            f"{row.conv:<22} {row.kind:<6} {row.group:<8} {row.n_cells:>6} {bits:<12} {levels:>13} {row.status}"
+            f"{row.conv:<22} {row.kind:<6} {row.group:<8} {row.n_cells:>6} {bits:<12} {levels:>13} "
+            f"{row.status}"
         )
     failed = [row.conv for row in result.rows if row.violations]
-    verdict = (
-        f"FAILED: {', '.join(failed)}" if failed else "clean: no convolution sees more levels than its bits"
-    )
+    verdict = "clean: no convolution sees more levels than its bits"
+    if failed:
+        verdict = f"FAILED: {', '.join(failed)}"
     return "\n".join([*lines, f"mode {result.mode}, mean {result.fqr:.2f} bits; {verdict}"])
 
 
