@@ -3,6 +3,7 @@
 import pytest
 from networks import save_network
 
+from cadyq.backbones import BACKBONES
 from cadyq.errors import CadyqError
 
 
@@ -10,7 +11,7 @@ from cadyq.errors import CadyqError
 def model_files(tmp_path_factory):
     """Model files by name of the backbone."""
     folder = tmp_path_factory.mktemp("models")
-    return {name: save_network(folder / f"{name}.safetensors", name) for name in ("srresnet", "edsr")}
+    return {name: save_network(folder / f"{name}.safetensors", name) for name in BACKBONES}
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,13 @@ QUANTIZATION = Quantization(
     bits=(4, 6, 8), dynamic=True, edges="integer", stream_bits=16, channel_power=0.8, tile=16
 )
 
+SMALL = {
+    "srresnet": {"n_blocks": 2, "norm": False, "keras": True},
+    "edsr": {"n_blocks": 2},
+    "idn": {"n_blocks": 2, "d": 4},
+    "carn": {},
+}
+
 
 def scene(height, width, seed=0):
     """A picture with smooth, flat and busy parts, uint8 (height, width, 3)."""
@@ -22,7 +29,7 @@ def scene(height, width, seed=0):
 
 
 def build_network(backbone, quantization=QUANTIZATION, seed=0, **config):
-    """A calibrated network of 2 blocks and 16 channels whose selectors spread over all candidates."""
+    """A calibrated network of few blocks and 16 channels whose selectors spread over all candidates."""
     import torch
 
     from cadyq.backbones import build_backbone
@@ -30,9 +37,7 @@ def build_network(backbone, quantization=QUANTIZATION, seed=0, **config):
     from cadyq.quant.site import sites_of
 
     torch.manual_seed(seed)
-    if backbone == "srresnet":
-        config = {"norm": False, "keras": True, **config}
-    network = build_backbone(backbone, **{"scale": 4, "channels": 16, "n_blocks": 2, **config}).eval()
+    network = build_backbone(backbone, **{"scale": 4, "channels": 16, **SMALL[backbone], **config}).eval()
     if quantization is None:
         return network
     crops = [scene(24, 24, seed=k) for k in range(4)]

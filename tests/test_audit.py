@@ -8,6 +8,7 @@ import torch
 from networks import build_network, save_network, scene
 
 from cadyq.audit import _count_levels, audit
+from cadyq.backbones import BACKBONES
 from cadyq.config import Quantization
 from cadyq.errors import ArgumentError
 from cadyq.quant.exit import ExitRule
@@ -23,13 +24,13 @@ KINDS = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("backbone", ["srresnet", "edsr"])
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_honest_networks_are_clean(models, backbone, mode):
     found = audit(models[backbone], scene(40, 53), mode=mode)
     assert found.is_clean
     assert {row.status for row in found.rows} == {"ok"}
     body = [row for row in found.rows if row.kind == "body"]
-    assert len(body) == 4
+    assert len(body) == sum(site.kind == "body" for site in models[backbone].sites)
     assert all(row.group == "channel" and 0 < row.levels <= row.allowed for row in body)
     cells = 12 if mode == "tiles" else 1
     assert all(row.n_cells == cells for row in body)

@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from cadyq.backbones.blocks import Backbone
+from cadyq.backbones.carn import CARN
 from cadyq.backbones.edsr import EDSR
+from cadyq.backbones.idn import IDN
 from cadyq.backbones.srresnet import SRResNet
 from cadyq.errors import ArgumentError
 
@@ -17,6 +19,8 @@ __all__ = ["BACKBONES", "Backbone", "build_backbone"]
 BACKBONES: dict[str, type[Backbone]] = {
     "edsr": EDSR,
     "srresnet": SRResNet,
+    "idn": IDN,
+    "carn": CARN,
 }
 
 

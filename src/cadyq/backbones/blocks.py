@@ -55,8 +55,8 @@ class Backbone(nn.Module):
 class Upsampler(nn.Module):
     """Convolution, PixelShuffle and activation, once per factor (2, 3, or 2 twice for 4).
 
-    ``activation`` makes a fresh module per stage, or is ``None``; ``first_bits`` is the bit-width of the first
-    stage's input where edges are quantised.
+    ``activation`` makes a fresh module per stage, or is ``None``; ``nonneg``: the input cannot be negative;
+    ``first_bits`` is the bit-width of the first stage's input where edges are quantised.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Upsampler(nn.Module):
         groups: int = 1,
         activation: Any = None,
         bias: bool = True,
+        nonneg: bool = False,
         first_bits: int = 8,
     ) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class Upsampler(nn.Module):
             conv = Conv2d(channels, channels * factor**2, 3, groups=groups, bias=bias)
             self.convs.append(conv)
             self.sites.append(
-                Site(conv, "edge", pixels=pixels, nonneg=relu and i > 0, bits=8 if i else first_bits)
+                Site(conv, "edge", pixels=pixels, nonneg=relu if i else nonneg, bits=8 if i else first_bits)
             )
             self.acts.append(activation() if activation is not None else nn.Identity())
             pixels *= factor**2

@@ -45,10 +45,12 @@ class EDSR(Backbone):
         self.head = Conv2d(3, channels, 3)
         self.head_site = Site(self.head, "edge", bits=16)
         self.body = nn.ModuleList(ResidualBlock(channels) for _ in range(n_blocks))
+        self.stream_head = Site(None, "stream", channels=channels)
         self.stream = Site(None, "stream", channels=channels)
         self.body_end = Conv2d(channels, channels, 3)
         self.body_end_site = Site(self.body_end, "edge")
         self.skip_site = Site(None, "skip", channels=channels)
+        self.stream_up = Site(None, "stream", channels=channels)
         self.up = Upsampler(channels, scale)
         self.tail = Conv2d(channels, 3, 3)
         self.tail_site = Site(self.tail, "edge", pixels=scale**2)
@@ -56,12 +58,12 @@ class EDSR(Backbone):
 
     def _forward(self, lr: Tensor, ctx: Context) -> Tensor:
         mean = mean_shift(lr)
-        head = self.stream(self.head(self.head_site(lr - mean, ctx)), ctx)
-        y = head
+        head = self.stream_head(self.head(self.head_site(lr - mean, ctx)), ctx)
+        y = self.stream(head, ctx)
         for block in self.body:
             y = self.stream(ctx.run(block, y), ctx)
         y = self.body_end(self.body_end_site(y, ctx)) + self.skip_site(head, ctx)
-        return ctx.finish(self._tail, self.stream(y, ctx), halo=3) + mean
+        return ctx.finish(self._tail, self.stream_up(y, ctx), halo=3) + mean
 
     def _tail(self, y: Tensor, ctx: Context) -> Tensor:
         y = self.up(y, ctx)

@@ -41,9 +41,10 @@ class SRResNet(Backbone):
 
     Args:
         scale: 2, 3 or 4.
-        keras: biases on all convolutions, one PReLU slope per channel, batch norm eps 1e-3, tanh at the end, no
-            mean subtraction (1,554,883 parameters at x4); otherwise biases only on the 9x9 convolutions, one slope
-            per layer, mean subtraction (1,546,838, the released reference's form).
+        keras: biases on all convolutions, one PReLU slope per channel, batch norm eps 1e-3, tanh at the end,
+            no mean subtraction (1,554,883 parameters at x4, 4,224 of them batch norm statistics); otherwise
+            biases only on the 9x9 convolutions, one slope per layer, mean subtraction (1,546,838, the
+            released reference's form).
         norm: with batch norm; ``False`` is the folded form, in which all body convolutions have biases.
     """
 
@@ -62,24 +63,26 @@ class SRResNet(Backbone):
         self.head_act = nn.PReLU(slopes)
         self.head_site = Site(self.head, "edge", nonneg=keras, bits=16)
         self.body = nn.ModuleList(ResidualBlock(channels, slopes, bias, norm, eps) for _ in range(n_blocks))
+        self.stream_head = Site(None, "stream", channels=channels)
         self.stream = Site(None, "stream", channels=channels)
         self.body_end = Conv2d(channels, channels, 3, bias=bias)
         self.body_end_norm = nn.BatchNorm2d(channels, eps) if norm else nn.Identity()
         self.body_end_site = Site(self.body_end, "edge")
         self.skip_site = Site(None, "skip", channels=channels)
-        self.up = Upsampler(channels, scale, activation=lambda: nn.PReLU(slopes), bias=keras, first_bits=14)
+        self.stream_up = Site(None, "stream", channels=channels)
+        self.up = Upsampler(channels, scale, activation=lambda: nn.PReLU(slopes), bias=keras, first_bits=16)
         self.tail = Conv2d(channels, 3, 9)
         self.tail_site = Site(self.tail, "edge", pixels=scale**2)
         self._finish()
 
     def _forward(self, lr: Tensor, ctx: Context) -> Tensor:
         x = lr if self.keras else lr - mean_shift(lr)
-        head = self.stream(self.head_act(self.head(self.head_site(x, ctx))), ctx)
-        y = head
+        head = self.stream_head(self.head_act(self.head(self.head_site(x, ctx))), ctx)
+        y = self.stream(head, ctx)
         for block in self.body:
             y = self.stream(ctx.run(block, y), ctx)
         y = self.body_end_norm(self.body_end(self.body_end_site(y, ctx))) + self.skip_site(head, ctx)
-        y = ctx.finish(self._tail, self.stream(y, ctx), halo=3)
+        y = ctx.finish(self._tail, self.stream_up(y, ctx), halo=3)
         return (torch.tanh(y) + 1) / 2 if self.keras else y + mean_shift(lr)
 
     def _tail(self, y: Tensor, ctx: Context) -> Tensor:
@@ -87,18 +90,22 @@ class SRResNet(Backbone):
         result: Tensor = self.tail(self.tail_site(y, ctx))
         return result
 
+    @torch.no_grad()
     def folded(self) -> SRResNet:
         """A copy without batch norm: the running statistics are multiplied into the convolutions."""
         if not self.config["norm"]:
             return self
         config = {**self.config, "norm": False}
-        other = SRResNet(**config)
+        first = next(self.parameters())
+        other = SRResNet(**config).to(first.device, first.dtype)
         state = {k: v for k, v in self.state_dict().items() if "norm" not in k}
         missing = other.load_state_dict(state, strict=False).missing_keys
         unexpected = [key for key in missing if not key.endswith(".bias")]
         assert not unexpected, unexpected
+        for key in missing:  # without this, the random biases of a fresh layer would be folded in
+            other.get_parameter(key).zero_()
         for mine, theirs in zip(self.body, other.body, strict=True):
             fold_batch_norm(theirs.conv1, mine.norm1)
             fold_batch_norm(theirs.conv2, mine.norm2)
         fold_batch_norm(other.body_end, self.body_end_norm)
-        return other.to(next(self.parameters()).dtype).train(self.training)
+        return other.train(self.training)

@@ -6,6 +6,8 @@ Bits are data: every argument that depends on the bit-width is a tensor that bro
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -47,6 +49,33 @@ def n_levels(bits: Tensor, signed: bool) -> Tensor:
     return 2.0 ** (bits - 1) - 1 if signed else 2.0**bits - 1
 
 
+class _QuantizeClipped(torch.autograd.Function):
+    # What autograd makes of the composition, written out: it would store six copies of the feature.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, clip: Tensor, levels: Tensor, signed: bool) -> Tensor:
+        ctx.save_for_backward(x, clip, levels)
+        ctx.signed = signed
+        # clamp(x / a, -1, 1) equals clamp(x, -a, a) / a: division by a positive a is monotone and exact at a.
+        ratio = (x / clip).clamp_(-1.0 if signed else 0.0, 1.0)
+        return ratio.mul_(levels).round_().div_(levels).mul_(clip)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, clip, levels = ctx.saved_tensors
+        grad = grads[0]
+        ratio = x / clip
+        inside = ((ratio > -1.0) if ctx.signed else (ratio > 0.0)) & (ratio < 1.0)
+        grad_x = grad * inside if ctx.needs_input_grad[0] else None
+        grad_clip = None
+        if ctx.needs_input_grad[1]:
+            # d/da: inside, the rounding error in units of a; outside, the sign of x.
+            ratio.clamp_(-1.0 if ctx.signed else 0.0, 1.0)
+            rounded = (ratio * levels).round_().div_(levels)
+            slope = rounded.sub_(ratio.mul_(inside)).mul_(grad)
+            grad_clip = slope.sum_to_size(clip.shape)
+        return grad_x, grad_clip, None, None
+
+
 def quantize_clipped(x: Tensor, clip: Tensor, levels: Tensor, signed: bool = True) -> Tensor:
     """Linear quantisation with a clip: round(clamp(x, -a, a) / a * q) / q * a (PAMS, equation 3).
 
@@ -54,15 +83,25 @@ def quantize_clipped(x: Tensor, clip: Tensor, levels: Tensor, signed: bool = Tru
     order, is part of the definition: x / (a / q) moves some values by one whole step. The unsigned form
     clamps to [0, a]. The clip receives the gradient of the composition, with rounding straight through.
     """
-    low = -clip if signed else torch.zeros_like(clip)
-    clamped = torch.minimum(torch.maximum(x, low), clip)
-    return round_ste(clamped / clip * levels) / levels * clip
+    result: Tensor = _QuantizeClipped.apply(x, clip, levels, signed)
+    return result
+
+
+class _QuantizeGrid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, limit: float) -> Tensor:
+        return (x / step).round_().clamp_(-limit, limit).mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0], None, None
 
 
 def quantize_grid(x: Tensor, step: Tensor, bits: int = 16) -> Tensor:
     """Round to the signed grid ``step * n`` of ``bits`` bits; used for stored features, not for multiplication."""
     limit = float(2 ** (bits - 1) - 1)
-    return round_ste(torch.clamp(x / step, -limit, limit)) * step
+    result: Tensor = _QuantizeGrid.apply(x, step, limit)
+    return result
 
 
 def quantize_weight(

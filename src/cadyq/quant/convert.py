@@ -30,9 +30,6 @@ Network = TypeVar("Network", bound=nn.Module)
 ACT_QUANTIZERS: dict[str, type[ActQuantizer]] = {"pams": PAMS, "linq": LinQ, "daq": DAQ, "lsq": LSQ}
 BIT_SELECTORS: dict[str, type[BitSelector]] = {"cadyq": BitSelector}
 
-# Pictures outside the calibration set must not saturate a fine grid, which has room to spare.
-HEADROOM = 2.0
-
 
 def convert(network: Network, config: Quantization) -> Network:
     """Copy of a float network with quantisers (and selectors) at its sites.
@@ -75,13 +72,16 @@ def _install(site: Site, config: Quantization, *, is_first: bool) -> None:
         quantizer = body_quantizer if site.kind == "fixed" else edge_quantizer
         site.quantizer = quantizer(site.channels, [site.static_bits], signed)
     elif site.kind == "edge" and (config.edges == "integer" or everything):
-        site.quantizer = edge_quantizer(site.channels, [site.static_bits], signed)
-    if site.quantizer is None:
+        if site.static_bits <= 8:
+            site.quantizer = edge_quantizer(site.channels, [site.static_bits], signed)
+        else:
+            site.set_grid(1.0 / 32767)  # the picture's; calibration replaces it for other planes
+    if site.quantizer is None and not float(site.grid):
         return
     if conv is not None:
         conv.weight_bits = config.weight_bits
         conv.per_channel = config.per_channel_weights
-    if config.channel_power and conv is not None and site.static_bits == 8:
+    if config.channel_power and conv is not None and site.quantizer is not None:
         # Placeholders of the right shape, so that a checkpoint can fill them.
         site.quantizer.channel_scale = torch.ones(site.channels)
         conv.in_scale = torch.ones(site.channels)
@@ -178,8 +178,11 @@ def calibrate(network: nn.Module, stats: dict[str, SiteStatistics], config: Quan
         seen = stats.get(site.name)
         if seen is None:
             continue
-        if config.stream_bits and site.kind in ("stream", "body"):
-            site.set_grid(HEADROOM * float(seen.channel_max.max()) / 32767)
+        wide = site.kind == "edge" and float(site.grid) > 0 and site.channels > 3
+        if wide or (config.stream_bits and site.kind in ("stream", "body")):
+            # No headroom: the few values beyond are flares whose exact height does not matter (SRResNet x4: clipping
+            # at a third of the largest value costs nothing, a step twice as coarse 0.05 dB).
+            site.set_grid(float(seen.channel_max.max()) / 32767)
         quantizer = site.quantizer
         if quantizer is not None:
             _calibrate_quantizer(site, quantizer, seen, config, clips)
@@ -205,13 +208,8 @@ def _calibrate_quantizer(
         weight = weight / weight.mean()
     levels = quantizer.levels(torch.arange(len(quantizer.bits))).flatten().tolist()
     values = []
-    for q, b in zip(levels, quantizer.bits.tolist(), strict=True):
-        if b == 16:
-            values.append(1.0)  # the picture, in [0, 1]
-        elif b > 8:
-            values.append(HEADROOM * float(seen.channel_max.max()))
-        else:
-            values.append(mean_max if clips == "max" else best_clip(samples, q, quantizer.signed, weight))
+    for q in levels:
+        values.append(mean_max if clips == "max" else best_clip(samples, q, quantizer.signed, weight))
     if isinstance(quantizer, PAMS):
         quantizer.clip.copy_(torch.tensor(values))
     elif isinstance(quantizer, LSQ):

@@ -18,6 +18,9 @@ class LinQ(ActQuantizer):
     """
 
     def quantize(self, x: Tensor, choice: Tensor) -> Tensor:
-        largest = x.detach().abs().amax((1, 2, 3), keepdim=True)
+        largest = x.detach().abs().amax((2, 3), keepdim=True)
+        if self.channel_scale is not None:
+            largest = largest / self.channel_scale.view(1, -1, 1, 1)
+        largest = largest.amax(1, keepdim=True)
         clip = torch.where(largest > 0, largest, torch.ones_like(largest))
-        return quantize_clipped(x, clip, self.levels(choice).to(x.dtype), self.signed)
+        return quantize_clipped(x, self.spread(clip), self.levels(choice).to(x.dtype), self.signed)

@@ -39,5 +39,6 @@ class LSQ(ActQuantizer):
         q = self.levels(choice).to(x.dtype)
         factor = 1.0 / float((x[0].numel() * q.mean()).sqrt())
         step = cast(Tensor, _ScaleGradient.apply(self.step, factor))[choice].view(-1, 1, 1, 1).clamp_min(1e-8)
+        step = self.spread(step)
         low = -q if self.signed else torch.zeros_like(q)
         return round_ste(torch.minimum(torch.maximum(x / step, low), q)) * step

@@ -25,4 +25,4 @@ class PAMS(ActQuantizer):
 
     def quantize(self, x: Tensor, choice: Tensor) -> Tensor:
         clip = self.clip[choice].view(-1, 1, 1, 1).clamp_min(1e-8)
-        return quantize_clipped(x, clip, self.levels(choice).to(x.dtype), self.signed)
+        return quantize_clipped(x, self.spread(clip), self.levels(choice).to(x.dtype), self.signed)

@@ -28,8 +28,8 @@ class ActQuantizer(nn.Module):
 
     Attributes:
         bits: candidates, shape (K,).
-        channel_scale: optional per-channel scales (C,); the feature is divided by them before and multiplied after
-            the quantiser, so that all channels share one integer grid.
+        channel_scale: optional per-channel scales (C,) that multiply the clip: every channel has its own range, and
+            after division by the scales (which the weights take over) all share one integer grid.
     """
 
     bits: Tensor
@@ -51,23 +51,21 @@ class ActQuantizer(nn.Module):
         return hit.int().argmax(1)
 
     def quantize(self, x: Tensor, choice: Tensor) -> Tensor:
-        """Quantise ``x`` (n, C, H, W), already divided by the channel scales, with candidate ``choice`` (n,)."""
+        """Quantise ``x`` (n, C, H, W) with candidate ``choice`` (n,)."""
         raise NotImplementedError
 
     def levels(self, choice: Tensor) -> Tensor:
         """Largest code of the chosen candidates, shape (n, 1, 1, 1)."""
         return n_levels(self.bits[choice].double(), self.signed).to(torch.get_default_dtype()).view(-1, 1, 1, 1)
 
-    def _scaled(self, x: Tensor, choice: Tensor) -> Tensor:
-        if self.channel_scale is None:
-            return self.quantize(x, choice)
-        scale = self.channel_scale.view(1, -1, 1, 1)
-        return self.quantize(x / scale, choice) * scale
+    def spread(self, clip: Tensor) -> Tensor:
+        """Clip per channel: a * scale_c, (n, C, 1, 1), or the clip itself (n, 1, 1, 1) without channel scales."""
+        return clip if self.channel_scale is None else clip * self.channel_scale.view(1, -1, 1, 1)
 
     def forward(self, x: Tensor, choice: Tensor, probs: Tensor | None) -> Tensor:
         """Quantised feature; with ``probs`` (n, K) gradients are those of the mixture."""
         if probs is None:
-            return self._scaled(x, choice)
+            return self.quantize(x, choice)
         parameters = tuple(self.parameters())
         return cast(Tensor, _Mixture.apply(self, choice, x, probs, *parameters))
 
@@ -80,7 +78,7 @@ class _Mixture(torch.autograd.Function):
         ctx.quantizer = quantizer
         ctx.save_for_backward(x, probs)
         with torch.no_grad():
-            return quantizer._scaled(x, choice)
+            return quantizer.quantize(x, choice)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -95,7 +93,7 @@ class _Mixture(torch.autograd.Function):
             choice = torch.full((x.shape[0],), k, dtype=torch.long, device=x.device)
             with torch.enable_grad():
                 leaf = x.detach().requires_grad_()
-                y = quantizer._scaled(leaf, choice)
+                y = quantizer.quantize(leaf, choice)
             grad_p[:, k] = (grad * y.detach()).flatten(1).sum(1)
             weighted = grad * probs[:, k].view(-1, 1, 1, 1)
             partial = torch.autograd.grad(y, (leaf, *parameters), weighted, allow_unused=True)

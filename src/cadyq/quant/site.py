@@ -29,8 +29,9 @@ class Site(nn.Module):
         channels: channels of the feature; taken from ``conv`` if given.
         nonneg: the feature cannot be negative (it follows a ReLU), so that an unsigned range loses nothing.
         pixels: pixels of this feature per pixel of the LR picture (4 behind one PixelShuffle(2)).
-        bits: bit-width where the site is quantised but not dynamic; more than 8 for the picture itself (16) and
-            for planes whose few large values would leave too little for the many small ones.
+        bits: bit-width where the site is quantised but not dynamic, 8 or 16. 16 is for the picture itself and for
+            planes whose few large values would leave too little for the many small ones: the convolution then takes
+            the plane's own 16-bit grid.
     """
 
     grid: Tensor
@@ -83,7 +84,7 @@ class Site(nn.Module):
         if ctx.mask is not None:
             x = x * ctx.mask
         if self.quantizer is None:
-            bits = torch.full_like(ctx.area, 32.0)
+            bits = torch.full_like(ctx.area, float(self.grid_bits) if float(self.grid) > 0 else 32.0)
             self._record(ctx, bits, None)
             return x
         if self.selector is None:

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +25,11 @@ from cadyq.quant.layers import conv2d_implementation
 from cadyq.quant.quantizer import ActQuantizer
 from cadyq.quant.selector import BitSelector
 from cadyq.quant.site import sites_of
+from cadyq.training import fastconv
 
 Generator = torch.Generator
 
-__all__ = ["DivergenceError", "Recipe", "to_tensor", "train"]
+__all__ = ["DivergenceError", "Recipe", "native_convolutions", "to_tensor", "train"]
 
 
 class DivergenceError(CadyqError):
@@ -220,7 +222,7 @@ def _loss(
     attention = teacher is not None and (recipe.w_attention_end or recipe.w_attention)
     if attention:
         ctx.block_outputs = []
-    with _convolutions():
+    with native_convolutions():
         sr = network(lr, ctx)
         loss = l1_gray_levels(sr, hr)
         report = {"l1": float(loss.detach())}
@@ -247,11 +249,11 @@ def _loss(
     return loss, report
 
 
-def _convolutions() -> Any:
-    """The native kernels for training where they are built, otherwise torch's own."""
-    from cadyq.training import fastconv
-
-    return conv2d_implementation(fastconv.convolve)
+@contextmanager
+def native_convolutions() -> Iterator[None]:
+    """Within the block, :class:`Conv2d` uses the native training kernels where they are built."""
+    with fastconv.use(), conv2d_implementation(fastconv.conv2d_like):
+        yield
 
 
 def _save(
