@@ -1,0 +1,132 @@
+"""The training loop: resumes exactly, learns, refuses nonsense; selectors from measured errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cadyq.backbones import Backbone, build_backbone
+from cadyq.config import Quantization
+from cadyq.data.crops import CropArrays
+from cadyq.errors import ArgumentError, CheckpointError
+from cadyq.functional.resize import downscale
+from cadyq.quant.context import Context
+from cadyq.quant.convert import calibrate, convert, observe
+from cadyq.quant.selector import BitSelector
+from cadyq.quant.site import sites_of
+from cadyq.training.loop import DivergenceError, Recipe, to_tensor, train
+from cadyq.training.supervise import SHARPNESS, fit_selectors, measure, set_budget
+
+
+def crops(n: int = 4) -> CropArrays:
+    """Half flat, half textured pictures."""
+    rng = np.random.default_rng(0)
+    hr = np.full((n, 96, 96, 3), 128, np.uint8)
+    hr[:, :, 48:] = rng.integers(0, 256, (n, 96, 48, 3), dtype=np.uint8)
+    return CropArrays(np.stack([downscale(h, 2) for h in hr]), hr)
+
+
+def network(seed: int = 0, **kw: object) -> Backbone:
+    torch.manual_seed(seed)
+    base = build_backbone("edsr", scale=2, channels=8, n_blocks=2).eval()
+    config = Quantization(bits=(2, 4, 8), dynamic=True, **kw)  # type: ignore[arg-type]
+    result = convert(base, config)
+    calibrate(result, observe(base, [to_tensor(crops().lr)]), config)
+    return result
+
+
+RECIPE = Recipe(
+    steps=12, batch=2, patch=16, small_patch=12, small_share=0.5, bits="mixed", w_reg=1e-3, w_teacher=0.5
+)
+
+
+def weights(net: Backbone) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in net.parameters()]
+
+
+def test_resumed_run_equals_uninterrupted_one(tmp_path: Path) -> None:
+    teacher = network(1)
+    whole = train(network(), crops(), RECIPE, tmp_path / "a", teacher=teacher, log=lambda _: None)
+    for stop_at in (5, 9, 99):
+        count = iter(range(100))
+        partial = network(5)  # resumes from the folder, whatever it starts from
+        if stop_at == 5:
+            partial = network()
+        train(
+            partial,
+            crops(),
+            RECIPE,
+            tmp_path / "b",
+            teacher=teacher,
+            log=lambda _: None,
+            stop=lambda c=count, n=stop_at: next(c) >= n,  # type: ignore[misc]
+        )
+    for a, b in zip(weights(whole), weights(partial), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_another_recipe_is_refused(tmp_path: Path) -> None:
+    train(network(), crops(), Recipe(steps=1, batch=1, patch=8), tmp_path, log=lambda _: None)
+    with pytest.raises(CheckpointError, match="another recipe"):
+        train(network(), crops(), Recipe(steps=2, batch=1, patch=8), tmp_path, log=lambda _: None)
+
+
+def test_divergence_is_named(tmp_path: Path) -> None:
+    net = network()
+    with torch.no_grad():
+        net.get_parameter("tail.bias").fill_(float("nan"))
+    with pytest.raises(DivergenceError, match="step 0"):
+        train(net, crops(), Recipe(steps=2, batch=1, patch=8), tmp_path, log=lambda _: None)
+
+
+def test_recipe_refuses_zero_steps() -> None:
+    with pytest.raises(ArgumentError, match="steps"):
+        Recipe(steps=0)
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    net, data = network(), crops()
+    lr, hr = to_tensor(data.lr), to_tensor(data.hr)
+
+    def error() -> float:
+        with torch.no_grad():
+            return float((net(lr) - hr).abs().mean())
+
+    before = error()
+    train(net, data, Recipe(steps=40, batch=4, patch=16, lr=1e-3, ema=0.9), tmp_path, log=lambda _: None)
+    assert error() < 0.9 * before
+
+
+def test_selectors_give_more_bits_to_what_needs_them() -> None:
+    """On pictures that are half flat, half texture, measured sensitivities send the bits to the texture."""
+    net, data = network(), crops(8)
+    flat_and_texture = CropArrays(data.lr, data.hr)
+    seen = measure(net, flat_and_texture, n_crops=8, n_site_crops=1, patch=24)
+    target = seen.target().view(8, 2, 2)
+    assert float(target[:, :, 1].mean()) > float(target[:, :, 0].mean())
+    fit_selectors(net, seen)
+    for shift in np.linspace(-25, 5, 121):
+        set_budget(net, float(shift))
+        ctx = Context.of(to_tensor(np.concatenate([data.lr[:, :24, :24], data.lr[:, :24, 24:]])))
+        net(to_tensor(np.concatenate([data.lr[:, :24, :24], data.lr[:, :24, 24:]])), ctx)
+        bits = torch.stack([r.bits for r in ctx.records if r.kind == "body"], 1).mean(1)
+        if 2.2 < float(bits.mean()) < 7.8:
+            assert float(bits[8:].mean()) > float(bits[:8].mean())
+            break
+        set_budget(net, -float(shift))
+    else:
+        pytest.fail("no budget between the extremes was found")
+
+
+def test_budget_shifts_every_selector_alike() -> None:
+    net = network()
+    before = [s.selector.linear.bias.clone() for s in sites_of(net, "body") if s.selector is not None]
+    set_budget(net, 0.5)
+    selectors = [s.selector for s in sites_of(net, "body") if s.selector is not None]
+    for selector, old in zip(selectors, before, strict=True):
+        assert isinstance(selector, BitSelector)
+        expected = old - SHARPNESS * 0.5 * torch.arange(3)
+        torch.testing.assert_close(selector.linear.bias.detach(), expected.detach())
