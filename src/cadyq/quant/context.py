@@ -109,16 +109,20 @@ class Context:
 
     def run(self, block: Block, x: Tensor) -> Tensor:
         """Compute a block; where its first site chose 0 bits, the stream passes untouched."""
-        self.keep = None
+        self._take_keep()
         y = block(x, self)
-        if self.keep is not None:
-            gate = self.keep.view(-1, 1, 1, 1)
+        keep = self._take_keep()
+        if keep is not None:
+            gate = keep.view(-1, 1, 1, 1)
             # lerp in this form keeps an untouched stream bit-identical: 0 * (y - x) is 0.
             y = y if bool((gate.detach() == 1).all()) and not gate.requires_grad else x + gate * (y - x)
-            self.keep = None
         if self.block_outputs is not None:
             self.block_outputs.append(y)
         return y
+
+    def _take_keep(self) -> Tensor | None:
+        keep, self.keep = self.keep, None
+        return keep
 
     def finish(self, tail: Callable[[Tensor, Context], Tensor], x: Tensor, halo: int) -> Tensor:
         """``tail(x, self)``: the layers behind the body, in bands of rows where the picture is large.

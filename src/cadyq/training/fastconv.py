@@ -79,7 +79,7 @@ def conv2d(
     shuffle: int = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Compute ``act(pixel_shuffle(conv2d(x, weight) + bias, shuffle)) + residual`` with stride 1 and zero padding k // 2.
+    """Compute ``act(pixel_shuffle(conv2d(x, weight) + bias, shuffle)) + residual``, stride 1, zero padding k // 2.
 
     ``x`` is (N, C_in, H, W), ``weight`` (C_out, C_in / groups, k, k) with odd k, ``bias`` (C_out); the result and
     ``residual`` are (N, C_out / shuffle^2, H * shuffle, W * shuffle). ``activation`` is None, ``"relu"``,
@@ -118,7 +118,8 @@ def conv2d_like(module: nn.Conv2d, x: Tensor, weight: Tensor | None = None) -> T
     )
     if plain and k in (1, 3) and enabled():
         return conv2d(x, w, module.bias, groups=module.groups)
-    return module._conv_forward(x, w, module.bias)
+    result: Tensor = module._conv_forward(x, w, module.bias)
+    return result
 
 
 def _parse(activation: Activation) -> tuple[int, float, Tensor | None]:
@@ -232,7 +233,7 @@ class _Conv(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         assert _native is not None
         x, weight, mask, slopes = ctx.saved_tensors

@@ -39,13 +39,15 @@ def mixture(
 ) -> Tensor:
     """Quantise every sample of ``x`` (N, C, H, W) by its ``chosen`` candidate; the gradient is the mixture's.
 
-    ``prob`` is (N, K), ``clip`` (K) positive, ``levels`` (K) whole numbers below 2^22 (127 for 8 signed bits), ``chosen``
-    (N) indices, ``scale`` (C) positive. Gradients reach ``x``, ``prob`` and ``clip``; ``scale`` and ``levels`` are
+    ``prob`` is (N, K), ``clip`` (K) positive, ``levels`` (K) whole numbers below 2^22 (127 for 8 signed bits),
+    ``chosen`` (N) indices, ``scale`` (C) positive. Gradients reach ``x``, ``prob`` and ``clip``; ``scale``
+    and ``levels`` are
     constants. With g the gradient of the result and v = x / scale, sums over a sample's elements::
 
         dx      = g * sum_k P_k [|v| < a_k]                  (unsigned: 0 < v < a_k)
         dP_nk   = sum g * Q_k(x)
-        dclip_k = sum_n P_nk sum g * scale * (inside: round(u q_k) / q_k - u, u = v / a_k; outside: sign; unsigned, v <= 0: 0)
+        dclip_k = sum_n P_nk sum g * scale * (inside: round(u q_k) / q_k - u, u = v / a_k; outside: sign;
+                  unsigned, v <= 0: 0)
 
     Native and torch round alike; sums may differ in their last bits. Raises `ArgumentError` for shapes that do not fit.
     """
@@ -94,7 +96,7 @@ class _Mixture(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, prob, clip, levels, scale = ctx.saved_tensors
         dy = grads[0].detach()
