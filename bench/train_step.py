@@ -2,10 +2,11 @@
 
     python bench/train_step.py [--threads 2] [--batch 16] [--patch 48] [--repeats 5] [--json]
 
-Steps of EDSR-baseline x4 (16 blocks, 64 channels) and of a CARN-like x4 network (3x3 residual blocks with cascading 1x1
-convolutions): forward, L1 loss, backward and Adam. torch in both memory layouts and ours are interleaved, after one
-unmeasured step each; minimum and median in seconds. Under load compare the minima. CADYQ_ISA=avx2 holds ours to AVX2;
-for a fair peer set ONEDNN_MAX_CPU_ISA=AVX2 and ATEN_CPU_CAPABILITY=avx2 too.
+Steps of EDSR-baseline x4 (16 blocks, 64 channels) and of a CARN-like x4 network (3x3 residual blocks with
+cascading 1x1 convolutions): forward, L1 loss, backward and Adam. torch in both memory layouts and ours are
+interleaved, after one unmeasured step each; minimum and median in seconds. Under load compare the minima.
+CADYQ_ISA=avx2 holds ours to AVX2; for a fair peer set ONEDNN_MAX_CPU_ISA=AVX2 and ATEN_CPU_CAPABILITY=avx2
+too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from cadyq.training import fastconv
 
 
 class Conv(nn.Conv2d):
-    """A convolution with its surroundings, by our kernels inside of ``fastconv.use()`` and by torch's outside."""
+    """A convolution and its surroundings: our kernels inside of ``fastconv.use()``, torch's outside."""
 
     def __init__(self, c_in: int, c_out: int, k: int = 3, relu: bool = False, shuffle: int = 1) -> None:
         super().__init__(c_in, c_out, k, padding=k // 2)
@@ -51,7 +52,8 @@ class Block(nn.Module):
         self.conv1, self.conv2 = Conv(64, 64, relu=True), Conv(64, 64)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(self.conv1(x), x)
+        y: Tensor = self.conv2(self.conv1(x), x)
+        return y
 
 
 class Edsr(nn.Module):
@@ -66,11 +68,12 @@ class Edsr(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.head(x)
-        return self.tail(self.up2(self.up1(self.last(self.body(x), x))))
+        y: Tensor = self.tail(self.up2(self.up1(self.last(self.body(x), x))))
+        return y
 
 
 class Cascade(nn.Module):
-    """Three stages whose outputs are all concatenated and fused by 1x1 convolutions, as CARN has it on both levels."""
+    """Three stages whose outputs are concatenated and fused by 1x1 convolutions: both levels of CARN."""
 
     def __init__(self, stages: list[nn.Module]) -> None:
         super().__init__()
@@ -94,7 +97,8 @@ class Carn(nn.Module):
         self.tail = Conv(64, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.tail(self.up2(self.up1(self.body(self.head(x)))))
+        y: Tensor = self.tail(self.up2(self.up1(self.body(self.head(x)))))
+        return y
 
 
 NETWORKS = {"EDSR-baseline x4": Edsr, "CARN-like x4": Carn}
@@ -132,7 +136,9 @@ class Step:
         self, network: type[nn.Module], layout: torch.memory_format, ours: bool, batch: int, patch: int
     ) -> None:
         torch.manual_seed(0)
-        self.net = network().to(memory_format=torch.contiguous_format if ours else layout)
+        self.net: nn.Module = network()
+        if not ours:
+            self.net.to(memory_format=layout)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(self.net.parameters(), 1e-4)
         self.x = torch.rand(batch, 3, patch, patch).contiguous(memory_format=layout)
         self.target = torch.rand(batch, 3, 4 * patch, 4 * patch).contiguous(memory_format=layout)
@@ -142,7 +148,7 @@ class Step:
         start = time.perf_counter()
         with fastconv.use(self.ours):
             self.optimizer.zero_grad()
-            F.l1_loss(self.net(self.x), self.target).backward()
+            F.l1_loss(self.net(self.x), self.target).backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
         return time.perf_counter() - start
 
@@ -179,9 +185,8 @@ def main() -> None:
         gain = {k: min(rows[w][k] for w in peers) / rows["ours"][k] for k in ("min", "median")}
         result[name] = {**rows, "gain over the faster layout": gain}
         if not args.json:
-            print(
-                f"\n{name}, {args.threads} threads, batch {args.batch}, {args.patch}x{args.patch}: min, median (s)"
-            )
+            setting = f"{args.threads} threads, batch {args.batch}, {args.patch}x{args.patch}"
+            print(f"\n{name}, {setting}: min, median (s)")
             for way, row in rows.items():
                 print(f"  {way:20s} {row['min']:7.3f} {row['median']:7.3f}")
             print(f"  gain                 {gain['min']:6.2f}x {gain['median']:6.2f}x")

@@ -16,32 +16,32 @@ ISAS = fastconv.isas()
 native = pytest.mark.skipif(not ISAS, reason="the native training kernels are not built")
 every_isa = pytest.mark.parametrize("isa", ISAS or [pytest.param("none", marks=native)])
 
-CASES = {
-    "plain": dict(ci=64, co=64),
-    "relu": dict(ci=64, co=64, act="relu"),
-    "residual": dict(ci=16, co=16, residual=True),
-    "relu before a residual": dict(ci=16, co=24, act="relu", residual=True),
-    "leaky": dict(ci=32, co=48, act="leaky"),
-    "leaky, negative slope": dict(ci=16, co=16, act="leaky", slope=-0.5),
-    "prelu": dict(ci=16, co=16, act="prelu"),
-    "prelu, one slope": dict(ci=16, co=16, act="prelu1"),
-    "odd channels": dict(ci=13, co=21, act="prelu"),
-    "shuffle": dict(ci=64, co=256, shuffle=2, act="prelu"),
-    "shuffle 3, odd": dict(ci=16, co=45, shuffle=3, act="relu", residual=True),
-    "groups": dict(ci=64, co=48, groups=4, act="leaky"),
-    "groups of 12": dict(ci=48, co=32, groups=4),
-    "groups, prelu": dict(ci=32, co=32, groups=2, act="prelu", shuffle=2),
-    "head": dict(ci=3, co=64, act="relu"),
-    "head, shuffle": dict(ci=1, co=36, shuffle=2, act="prelu"),
-    "tail": dict(ci=64, co=3),
-    "tail, prelu": dict(ci=24, co=4, act="prelu"),
-    "tail, shuffle": dict(ci=24, co=4, shuffle=2, act="prelu"),
-    "depthwise": dict(ci=6, co=6, groups=6),
-    "1x1": dict(ci=192, co=64, k=1, act="relu"),
-    "1x1 odd": dict(ci=19, co=7, k=1, act="prelu", residual=True),
-    "1x1 shuffle": dict(ci=16, co=32, k=1, act="leaky", shuffle=2),
-    "1x1 groups": dict(ci=16, co=32, k=1, groups=2),
-    "no bias": dict(ci=16, co=16, bias=False),
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {"ci": 64, "co": 64},
+    "relu": {"ci": 64, "co": 64, "act": "relu"},
+    "residual": {"ci": 16, "co": 16, "residual": True},
+    "relu before a residual": {"ci": 16, "co": 24, "act": "relu", "residual": True},
+    "leaky": {"ci": 32, "co": 48, "act": "leaky"},
+    "leaky, negative slope": {"ci": 16, "co": 16, "act": "leaky", "slope": -0.5},
+    "prelu": {"ci": 16, "co": 16, "act": "prelu"},
+    "prelu, one slope": {"ci": 16, "co": 16, "act": "prelu1"},
+    "odd channels": {"ci": 13, "co": 21, "act": "prelu"},
+    "shuffle": {"ci": 64, "co": 256, "shuffle": 2, "act": "prelu"},
+    "shuffle 3, odd": {"ci": 16, "co": 45, "shuffle": 3, "act": "relu", "residual": True},
+    "groups": {"ci": 64, "co": 48, "groups": 4, "act": "leaky"},
+    "groups of 12": {"ci": 48, "co": 32, "groups": 4},
+    "groups, prelu": {"ci": 32, "co": 32, "groups": 2, "act": "prelu", "shuffle": 2},
+    "head": {"ci": 3, "co": 64, "act": "relu"},
+    "head, shuffle": {"ci": 1, "co": 36, "shuffle": 2, "act": "prelu"},
+    "tail": {"ci": 64, "co": 3},
+    "tail, prelu": {"ci": 24, "co": 4, "act": "prelu"},
+    "tail, shuffle": {"ci": 24, "co": 4, "shuffle": 2, "act": "prelu"},
+    "depthwise": {"ci": 6, "co": 6, "groups": 6},
+    "1x1": {"ci": 192, "co": 64, "k": 1, "act": "relu"},
+    "1x1 odd": {"ci": 19, "co": 7, "k": 1, "act": "prelu", "residual": True},
+    "1x1 shuffle": {"ci": 16, "co": 32, "k": 1, "act": "leaky", "shuffle": 2},
+    "1x1 groups": {"ci": 16, "co": 32, "k": 1, "groups": 2},
+    "no bias": {"ci": 16, "co": 16, "bias": False},
 }
 
 
@@ -156,9 +156,9 @@ def test_results_do_not_depend_on_the_number_of_threads(name: str) -> None:
 def test_gradient_reaches_a_computed_weight() -> None:
     w = torch.randn(16, 16, 3, 3, requires_grad=True)
     x = torch.randn(1, 16, 8, 8)
-    fastconv.conv2d(x, w * 2).square().sum().backward()
+    fastconv.conv2d(x, w * 2).square().sum().backward()  # type: ignore[no-untyped-call]
     got, w.grad = w.grad, None
-    F.conv2d(x, w * 2, padding=1).square().sum().backward()
+    F.conv2d(x, w * 2, padding=1).square().sum().backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(got, w.grad, rtol=1e-4, atol=1e-2)
 
 

@@ -51,7 +51,7 @@ def outcome(t: Tensors, signed: bool) -> Tensors:
 def composed(t: Tensors, signed: bool) -> Tensors:
     """sum_k P_k Q_k(x) out of plain operations with a straight-through round."""
     s = t["scale"].view(1, -1, 1, 1)
-    soft: torch.Tensor | float = 0.0
+    soft = torch.zeros_like(t["x"])
     hard = torch.zeros_like(t["x"])
     for k in range(3):
         a, q = t["clip"][k], t["levels"][k]
@@ -110,6 +110,6 @@ def test_no_dependence_on_threads(isa: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_shapes_are_checked() -> None:
     t = make(torch.float32)
     with pytest.raises(ArgumentError, match="chosen"):
-        fastquant.mixture(**{**t, "chosen": torch.tensor([0])})
+        fastquant.mixture(**{**t, "chosen": torch.tensor([0])}, signed=True)
     with pytest.raises(ArgumentError, match="x is"):
-        fastquant.mixture(**{**t, "x": torch.randn(4, 4)})
+        fastquant.mixture(**{**t, "x": torch.randn(4, 4)}, signed=True)

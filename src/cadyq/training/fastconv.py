@@ -1,12 +1,13 @@
 """Fast float32 convolutions for training on a CPU, as drop-in functions of torch tensors.
 
-3x3 convolutions run as Winograd F(4x4, 3x3), 1x1 ones as matrix products, both with bias, activation, residual and
-PixelShuffle in the same pass and with their own backward. Whatever the native kernels do not cover (other devices and
-types, other kernel sizes, a build without them) goes to torch, with the same meaning.
+3x3 convolutions run as Winograd F(4x4, 3x3), 1x1 ones as matrix products, both with bias, activation,
+residual and PixelShuffle in the same pass and with their own backward. Whatever the native kernels do not
+cover (other devices and types, other kernel sizes, a build without them) goes to torch, with the same
+meaning.
 
-Kernels want channels-last tensors; others are copied. Results do not depend on the number of threads, which is
-``torch.get_num_threads()`` at the time of the call. The environment variable ``CADYQ_ISA`` (``avx512``, ``avx2`` or
-``portable``) forces one instruction set.
+Kernels want channels-last tensors; others are copied. Results do not depend on the number of threads, which
+is ``torch.get_num_threads()`` at the time of the call. The environment variable ``CADYQ_ISA`` (``avx512``,
+``avx2`` or ``portable``) forces one instruction set.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def enabled() -> bool:
 
 @contextmanager
 def use(on: bool = True) -> Iterator[None]:
-    """Route `conv2d_like` through the native kernels within the block (or, with ``on=False``, through torch)."""
+    """Route `conv2d_like` through the native kernels within the block, or with ``on=False`` through torch."""
     token = _use.set(on)
     try:
         yield
@@ -79,13 +80,13 @@ def conv2d(
     shuffle: int = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Compute ``act(pixel_shuffle(conv2d(x, weight) + bias, shuffle)) + residual``, stride 1, zero padding k // 2.
+    """Compute ``act(pixel_shuffle(conv2d(x, weight) + bias, shuffle)) + residual``: stride 1, padding k // 2.
 
-    ``x`` is (N, C_in, H, W), ``weight`` (C_out, C_in / groups, k, k) with odd k, ``bias`` (C_out); the result and
-    ``residual`` are (N, C_out / shuffle^2, H * shuffle, W * shuffle). ``activation`` is None, ``"relu"``,
-    ``("leaky", slope)`` or ``("prelu", slopes)`` with one slope, or one per channel of the result. Gradients reach
-    ``x``, ``weight``, ``bias``, ``residual`` and the slopes, and agree with torch's to about 1e-5 of their largest
-    value; second derivatives are refused.
+    ``x`` is (N, C_in, H, W), ``weight`` (C_out, C_in / groups, k, k) with odd k, ``bias`` (C_out); the result
+    and ``residual`` are (N, C_out / shuffle^2, H * shuffle, W * shuffle). ``activation`` is None, ``"relu"``,
+    ``("leaky", slope)`` or ``("prelu", slopes)`` with one slope, or one per channel of the result. Gradients
+    reach ``x``, ``weight``, ``bias``, ``residual`` and the slopes, and agree with torch's to about 1e-5 of
+    their largest value; second derivatives are refused.
 
     Raises `ArgumentError` for an even or non-square kernel, an unknown activation or a shuffle below 1.
     """
@@ -118,8 +119,8 @@ def conv2d_like(module: nn.Conv2d, x: Tensor, weight: Tensor | None = None) -> T
     )
     if plain and k in (1, 3) and enabled():
         return conv2d(x, w, module.bias, groups=module.groups)
-    result: Tensor = module._conv_forward(x, w, module.bias)
-    return result
+    out: Tensor = module._conv_forward(x, w, module.bias)
+    return out
 
 
 def _parse(activation: Activation) -> tuple[int, float, Tensor | None]:

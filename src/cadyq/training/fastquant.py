@@ -1,11 +1,11 @@
-"""The quantiser of a site with several candidates, for training on a CPU: one pass forward, one pass backward.
+"""The quantiser of a site with several candidates, for training on a CPU, one pass each way.
 
 Candidate k clips to a_k and has q_k levels. With per-channel scales s::
 
     Q_k(x) = round(clip(x / s, -a_k, a_k) / a_k * q_k) / q_k * a_k * s        (unsigned: clip to [0, a_k])
 
-Forward takes each sample's chosen candidate; backward takes the mixture sum_k P_k Q_k(x) with straight-through rounding
-(PAMS, Li et al., 2020; CADyQ, Hong et al., 2022, section 3.2).
+Forward takes each sample's chosen candidate; backward takes the mixture sum_k P_k Q_k(x) with
+straight-through rounding (PAMS, Li et al., 2020; CADyQ, Hong et al., 2022, section 3.2).
 """
 
 from __future__ import annotations
@@ -39,17 +39,18 @@ def mixture(
 ) -> Tensor:
     """Quantise every sample of ``x`` (N, C, H, W) by its ``chosen`` candidate; the gradient is the mixture's.
 
-    ``prob`` is (N, K), ``clip`` (K) positive, ``levels`` (K) whole numbers below 2^22 (127 for 8 signed bits),
-    ``chosen`` (N) indices, ``scale`` (C) positive. Gradients reach ``x``, ``prob`` and ``clip``; ``scale``
-    and ``levels`` are
-    constants. With g the gradient of the result and v = x / scale, sums over a sample's elements::
+    ``prob`` is (N, K), ``clip`` (K) positive, ``levels`` (K) whole numbers below 2^22 (127 for 8 signed
+    bits), ``chosen`` (N) indices, ``scale`` (C) positive. Gradients reach ``x``, ``prob`` and ``clip``;
+    ``scale`` and ``levels`` are constants. With g the gradient of the result and v = x / scale, sums over a
+    sample's elements::
 
         dx      = g * sum_k P_k [|v| < a_k]                  (unsigned: 0 < v < a_k)
         dP_nk   = sum g * Q_k(x)
-        dclip_k = sum_n P_nk sum g * scale * (inside: round(u q_k) / q_k - u, u = v / a_k; outside: sign;
-                  unsigned, v <= 0: 0)
+        dclip_k = sum_n P_nk sum g * scale * r
+        r       = inside: round(u q_k) / q_k - u, u = v / a_k; outside: sign (unsigned, v <= 0: 0)
 
-    Native and torch round alike; sums may differ in their last bits. Raises `ArgumentError` for shapes that do not fit.
+    Native and torch round alike; sums may differ in their last bits. Raises `ArgumentError` for shapes that
+    do not fit.
     """
     n, c = x.shape[0], x.shape[1] if x.dim() == 4 else -1
     k = clip.numel()

@@ -1,0 +1,199 @@
+// Python binding: builds a network from arrays and runs it without the interpreter lock.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "network.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+template <class T>
+using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
+
+template <class T>
+std::vector<T> copy(const Array<T>& a) {
+  return std::vector<T>(a.data(), a.data() + a.size());
+}
+
+std::vector<std::string> available() {
+  std::vector<std::string> names;
+#if defined(CADYQ_X86)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+    names.push_back("avx512vnni");
+  if (__builtin_cpu_supports("avx2")) names.push_back("avx2");
+#endif
+  names.push_back("portable");
+  return names;
+}
+
+const CadyqKernels* kernels(const std::string& name) {
+  for (const auto& n : available()) {
+    if (n != name) continue;
+#if defined(CADYQ_X86)
+    if (n == "avx512vnni") return cadyq_kernels_avx512vnni();
+    if (n == "avx2") return cadyq_kernels_avx2();
+#endif
+    return cadyq_kernels_portable();
+  }
+  throw std::invalid_argument("instruction set '" + name + "' is not available on this machine");
+}
+
+// A network with its threads. A run holds the lock: buffers are shared between runs.
+class Runner {
+ public:
+  Runner(const std::string& isa, int scale, int tile, int threads)
+      : network_(kernels(isa), scale, tile), pool_(threads), scale_(scale), tile_(tile) {}
+
+  void add_plane(int channels, int level) {
+    network_.add_plane(channels, level);
+    plane_channels_.push_back(channels);
+  }
+  void add_image_in(int dst, Array<float> m8, Array<float> m16, Array<float> offset) {
+    cadyq::StepData s;
+    s.kind = cadyq::StepData::kImageIn;
+    s.dst = dst;
+    channels_ = plane_channels_.at(dst);
+    s.multiplier8 = copy(m8);
+    s.multiplier16 = copy(m16);
+    s.offset = copy(offset);
+    network_.add_step(std::move(s));
+  }
+  void add_layer(int src, int dst, int residual, int shuffle, const cadyq::ConvData& conv) {
+    cadyq::StepData s;
+    s.kind = cadyq::StepData::kLayer;
+    s.src = src;
+    s.dst = dst;
+    s.residual = residual;
+    s.shuffle = shuffle;
+    s.convs.push_back(conv);
+    network_.add_step(std::move(s));
+  }
+  void add_block(int src, int dst, bool residual, const std::vector<cadyq::ConvData>& convs) {
+    cadyq::StepData s;
+    s.kind = cadyq::StepData::kBlock;
+    s.src = src;
+    s.dst = dst;
+    s.add_source = residual;
+    s.convs = convs;
+    network_.add_step(std::move(s));
+  }
+  void add_image_out(int src, Array<uint8_t> table8, Array<uint16_t> table16) {
+    if (table8.size() != 65536 || table16.size() != 65536) throw std::invalid_argument("tables need 65536 entries");
+    cadyq::StepData s;
+    s.kind = cadyq::StepData::kImageOut;
+    s.src = src;
+    last_channels_ = plane_channels_.at(src);
+    s.table8 = copy(table8);
+    s.table16 = copy(table16);
+    network_.add_step(std::move(s));
+  }
+  void finish() { network_.finish(); }
+
+  template <class T>
+  void run(nb::ndarray<const T, nb::ndim<3>, nb::c_contig, nb::device::cpu> image,
+           nb::ndarray<T, nb::ndim<3>, nb::c_contig, nb::device::cpu> out,
+           nb::ndarray<const int8_t, nb::ndim<3>, nb::c_contig, nb::device::cpu> forced,
+           nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> exited,
+           nb::ndarray<uint8_t, nb::ndim<3>, nb::c_contig, nb::device::cpu> bits,
+           nb::ndarray<int8_t, nb::ndim<3>, nb::c_contig, nb::device::cpu> choice) {
+    const size_t h = image.shape(0), w = image.shape(1), rows = (h + tile_ - 1) / tile_, cols = (w + tile_ - 1) / tile_;
+    const size_t n = network_.sites();
+    const bool ok = h > 0 && w > 0 && out.shape(0) == h * scale_ && out.shape(1) == w * scale_ &&
+                    image.shape(2) == static_cast<size_t>(channels_) &&
+                    out.shape(2) == static_cast<size_t>(last_channels_) && forced.shape(0) == rows &&
+                    forced.shape(1) == cols && forced.shape(2) == n && exited.shape(0) == rows &&
+                    exited.shape(1) == cols && bits.size() == rows * cols * n && choice.size() == rows * cols * n;
+    if (!ok) throw std::invalid_argument("arrays do not fit together");
+    nb::gil_scoped_release release;
+    std::lock_guard<std::mutex> lock(mutex_);
+    const cadyq::Image in{image.data(), static_cast<int>(h), static_cast<int>(w), sizeof(T) == 2};
+    network_.run(pool_, in, out.data(), forced.data(), exited.data(), bits.data(), choice.data());
+  }
+  std::vector<std::pair<std::string, double>> profile() const { return network_.profile(); }
+
+ private:
+  cadyq::Network network_;
+  cadyq::Pool pool_;
+  std::mutex mutex_;
+  std::vector<int> plane_channels_;
+  int scale_, tile_, channels_ = 0, last_channels_ = 0;
+};
+
+cadyq::ConvData make_conv(nb::ndarray<const int8_t, nb::ndim<4>, nb::c_contig, nb::device::cpu> weight,
+                          Array<float> factor, Array<float> bias, std::optional<Array<float>> slope,
+                          std::optional<cadyq::SiteData> site) {
+  cadyq::ConvData c;
+  c.c_out = static_cast<int>(weight.shape(0));
+  c.kernel = static_cast<int>(weight.shape(1));
+  c.c_in = static_cast<int>(weight.shape(3));
+  c.weight.assign(weight.data(), weight.data() + weight.size());
+  c.factor = copy(factor);
+  c.bias = copy(bias);
+  if (slope) c.slope = copy(*slope);
+  c.has_site = site.has_value();
+  if (site) c.site = *site;
+  const size_t n = site ? site->bits.size() : 1;
+  const bool ok = c.factor.size() == n * c.c_out && c.bias.size() == static_cast<size_t>(c.c_out) &&
+                  (!slope || c.slope.size() == c.bias.size()) &&
+                  (!site || site->multiplier.size() == n * c.c_in);
+  if (!ok) throw std::invalid_argument("convolution arrays do not fit together");
+  return c;
+}
+
+cadyq::SiteData make_site(std::vector<int> bits, double step, Array<float> multiplier, Array<int32_t> low,
+                          Array<int32_t> high, std::optional<Array<double>> weight,
+                          std::optional<Array<double>> bias, double log_offset) {
+  cadyq::SiteData s;
+  s.log_offset = log_offset;
+  s.bits = std::move(bits);
+  s.step = step;
+  s.multiplier = copy(multiplier);
+  s.low.assign(low.data(), low.data() + low.size());
+  s.high.assign(high.data(), high.data() + high.size());
+  if (weight && bias) {
+    s.weight = copy(*weight);
+    s.bias = copy(*bias);
+  }
+  const size_t n = s.bits.size();
+  if (s.low.size() != n || s.high.size() != n || (n > 1 && s.bias.size() != n))
+    throw std::invalid_argument("site arrays do not fit together");
+  return s;
+}
+
+}  // namespace
+
+NB_MODULE(_engine, m) {
+  nb::class_<cadyq::SiteData>(m, "Site");
+  nb::class_<cadyq::ConvData>(m, "Conv");
+  m.def("site", &make_site, "bits"_a, "step"_a, "multiplier"_a, "low"_a, "high"_a, "weight"_a.none(), "bias"_a.none(),
+        "log_offset"_a);
+  m.def("conv", &make_conv, "weight"_a, "factor"_a, "bias"_a, "slope"_a.none(), "site"_a.none());
+  m.def("available", &available);
+  nb::class_<Runner>(m, "Runner")
+      .def(nb::init<const std::string&, int, int, int>(), "isa"_a, "scale"_a, "tile"_a, "threads"_a)
+      .def("add_plane", &Runner::add_plane, "channels"_a, "level"_a)
+      .def("add_image_in", &Runner::add_image_in, "dst"_a, "multiplier8"_a, "multiplier16"_a, "offset"_a)
+      .def("add_layer", &Runner::add_layer, "src"_a, "dst"_a, "residual"_a, "shuffle"_a, "conv"_a)
+      .def("add_block", &Runner::add_block, "src"_a, "dst"_a, "residual"_a, "convs"_a)
+      .def("add_image_out", &Runner::add_image_out, "src"_a, "table8"_a, "table16"_a)
+      .def("finish", &Runner::finish)
+      .def("run8", &Runner::run<uint8_t>, "image"_a, "out"_a, "forced"_a, "exited"_a, "bits"_a, "choice"_a)
+      .def("run16", &Runner::run<uint16_t>, "image"_a, "out"_a, "forced"_a, "exited"_a, "bits"_a, "choice"_a)
+      .def("profile", &Runner::profile);
+}

@@ -1,0 +1,89 @@
+// What a kernel set (one per instruction set) offers to the engine: plain structs and function pointers.
+// Equation numbers refer to docs/numerics.md.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+extern "C" {
+
+// How results are stored: int16 values, or codes of the only site that reads them.
+enum CadyqStore { CADYQ_INT16 = 0, CADYQ_CODE8 = 1, CADYQ_CODE16 = 2 };
+
+// Equation (4): code = clamp(rint(value * multiplier), low, high). `flip` is 0x80 where 8-bit codes are stored
+// with an offset of 128, as u8 x s8 products need.
+struct CadyqQuantizer {
+  const float* multiplier;  // one per channel
+  int32_t low, high;
+  int32_t is_unsigned;
+  uint8_t flip;
+};
+
+// Equation (7), then a residual or a quantiser. Arrays have one entry per (padded) output channel.
+struct CadyqEpilogue {
+  const float *factor, *bias;
+  const float* slope;  // null: no activation
+  int32_t store;       // CadyqStore
+  CadyqQuantizer quantizer;
+};
+
+// Output rows; with PixelShuffle r, rows[y * r + dy]. Each address is that of the region's first pixel.
+struct CadyqTarget {
+  uint8_t* const* rows;
+  const int16_t* const* residual;  // null: none; only with CADYQ_INT16
+  int32_t shuffle;
+  int32_t channels;  // of the target plane, padded
+};
+
+// 3x3 convolution of a region by Winograd F(4,3). rows[i] is pixel (x0 - 1) of row (y0 - 1 + i); there are
+// 4 * ceil(height / 4) + 2 rows, each readable for 4 * ceil(width / 4) + 2 pixels.
+struct CadyqWinograd {
+  const uint8_t* const* rows;
+  int32_t height, width, c_in, c_out, is_unsigned;
+  const int16_t* weights;
+  CadyqEpilogue epilogue;
+  CadyqTarget target;
+};
+
+// Direct k x k convolution of a region. rows[i] is pixel (x0 - k / 2) of row (y0 - k / 2 + i). Each row of the
+// kernel is one run of `run_bytes` bytes; `element` is 1 (u8 codes) or 2 (int16).
+struct CadyqDirect {
+  const uint8_t* const* rows;
+  int32_t height, width, kernel, pixel_bytes, run_bytes, element, c_out;
+  const void* weights;
+  const int32_t* init;
+  CadyqEpilogue epilogue;
+  CadyqTarget target;
+};
+
+// k x k convolution with few outputs, one row: a k x 1 convolution with k * c_out outputs, then a sum along the
+// row. Accumulators go to acc[x * 4 + o].
+struct CadyqColumns {
+  const uint8_t* const* rows;  // `kernel` rows, from pixel -(k / 2)
+  int32_t width, kernel, pixel_bytes, element, c_out;
+  const void* weights;
+  const int32_t* init;  // of the partial sums
+  int32_t* acc;
+};
+
+struct CadyqKernels {
+  const char* name;
+  int32_t has_winograd;
+  int32_t winograd_block;  // outputs per block of packed Winograd weights
+  int32_t winograd_tiles;  // 4x4 outputs per round: regions should hold a multiple of it
+  int32_t direct_block;    // the same for direct kernels
+  int32_t code_bytes;      // of the codes that the direct kernels read
+  size_t (*scratch_bytes)(int32_t c_in_max);
+  void (*quantize)(const int16_t* src, void* dst, int32_t pixels, int32_t channels, const CadyqQuantizer* q,
+                   int32_t store);
+  // Adds a region's sums and sums of squares; `pitch` in bytes.
+  void (*sums)(const int16_t* src, size_t pitch, int32_t height, int32_t width, int32_t channels, int64_t* sum,
+               int64_t* squares);
+  void (*winograd)(const CadyqWinograd* job, void* scratch);
+  void (*direct)(const CadyqDirect* job, void* scratch);
+  void (*columns)(const CadyqColumns* job, void* scratch);
+};
+
+const CadyqKernels* cadyq_kernels_portable(void);
+const CadyqKernels* cadyq_kernels_avx2(void);
+const CadyqKernels* cadyq_kernels_avx512vnni(void);
+}

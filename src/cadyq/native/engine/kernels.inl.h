@@ -1,0 +1,290 @@
+// Kernels shared by the vector instruction sets; each source includes its simd_*.h, defines its matrix kernels,
+// then includes this inside its own namespace. Needs: kLanes, kBlock (outputs per Winograd block), kTiles (Winograd
+// tiles per round), gemm_winograd, and for direct kernels kDirectBlock, gemm_direct, kCodeBytes, kPixels.
+
+constexpr int kInverse9 = 954437177;  // 9 * this = 1 modulo 2^32; equation (13)
+
+// ---- epilogue, equation (7) -------------------------------------------------------------------------------------
+
+// Up to four pixels of kLanes channels from `channel` on: accumulators to the target.
+struct EpilogueStore {
+  const CadyqEpilogue& e;
+  const Clamp clamp;
+  const int shuffle, channels, element;
+  const CadyqTarget& target;
+
+  CADYQ_INLINE EpilogueStore(const CadyqEpilogue& epilogue, const CadyqTarget& t)
+      : e(epilogue),
+        clamp(epilogue.quantizer),
+        shuffle(t.shuffle),
+        channels(t.channels),
+        element(epilogue.store == CADYQ_CODE8 ? 1 : 2),
+        target(t) {}
+
+  CADYQ_INLINE void operator()(int y, int x, int channel, int n, const I32 acc[4], float scale) const {
+    const F32 factor = mul(load_f32(e.factor + channel), splat(scale)), bias = load_f32(e.bias + channel);
+    F32 t[4];
+    for (int i = 0; i < 4; ++i) t[i] = add(mul(to_f32(acc[i]), factor), bias);
+    if (e.slope) {
+      const F32 slope = load_f32(e.slope + channel);
+      for (int i = 0; i < 4; ++i) t[i] = activate(t[i], slope);
+    }
+    int dy = 0, offset = x * channels + channel;
+    if (shuffle != 1) {
+      const int sub = channel / channels;
+      dy = sub / shuffle;
+      offset = (x * shuffle + sub % shuffle) * channels + channel % channels;
+    }
+    const int stride = shuffle * channels;
+    const int row = y * shuffle + dy;
+    if (e.store == CADYQ_INT16) {
+      int16_t* p = reinterpret_cast<int16_t*>(target.rows[row]) + offset;
+      const int16_t* r = target.residual ? target.residual[row] + offset : nullptr;
+      for (int i = 0; i < 4; ++i)
+        if (i < n) store_int16(p + i * stride, rint32(t[i]), r ? r + i * stride : nullptr);
+      return;
+    }
+    const F32 requant = load_f32(e.quantizer.multiplier + channel);
+    I32 v[4];
+    for (int i = 0; i < 4; ++i) v[i] = rint32(mul(round16(t[i]), requant));
+    uint8_t* p = target.rows[row] + static_cast<size_t>(offset) * element;
+    if (e.store == CADYQ_CODE8) {
+      store_codes(p, stride, n, v, clamp);
+    } else {
+      for (int i = 0; i < n; ++i) store_code16(reinterpret_cast<int16_t*>(p) + i * stride, v[i], clamp);
+    }
+  }
+};
+
+// ---- Winograd F(4,3), equations (11) to (13) --------------------------------------------------------------------
+
+CADYQ_INLINE void transform_input(const I16 d[6], I16 o[6]) {
+  const I16 p = sub16(d[4], shl16<2>(d[2])), q = sub16(d[3], shl16<2>(d[1]));
+  const I16 e = sub16(d[4], d[2]), f = shl16<1>(sub16(d[3], d[1]));
+  o[0] = add16(shl16<2>(sub16(d[0], d[2])), e);
+  o[1] = add16(p, q);
+  o[2] = sub16(p, q);
+  o[3] = add16(e, f);
+  o[4] = sub16(e, f);
+  o[5] = sub16(sub16(d[5], d[3]), shl16<1>(f));
+}
+
+CADYQ_INLINE void transform_output(const I32 m[6], I32 y[4]) {
+  const I32 a = add32(m[1], m[2]), b = sub32(m[1], m[2]), c = add32(m[3], m[4]), d = shl32<1>(sub32(m[3], m[4]));
+  y[0] = add32(m[0], add32(a, c));
+  y[1] = add32(b, d);
+  y[2] = add32(a, shl32<2>(c));
+  y[3] = add32(b, shl32<2>(add32(d, m[5])));
+}
+
+// Planes of transformed values are 64 bytes further apart than their size, so that they do not share cache sets.
+CADYQ_INLINE size_t input_plane_bytes(int c_in) { return static_cast<size_t>(kTiles) * c_in * 2 + 64; }
+constexpr size_t kProductPlane = static_cast<size_t>(kTiles) * kBlock * 4 + 64;
+
+template <bool Unsigned>
+CADYQ_INLINE void winograd_input(const CadyqWinograd& job, int ty, int tx, uint8_t* v, size_t plane) {
+  const size_t column = static_cast<size_t>(tx) * 4 * job.c_in;
+  for (int c = 0; c < job.c_in; c += 2 * kLanes) {
+    I16 z[6][6];
+    for (int q = 0; q < 6; ++q) {
+      I16 d[6], o[6];
+      for (int a = 0; a < 6; ++a)
+        d[a] = load_codes<Unsigned>(job.rows[4 * ty + a] + column + static_cast<size_t>(q) * job.c_in + c);
+      transform_input(d, o);
+      for (int a = 0; a < 6; ++a) z[a][q] = o[a];
+    }
+    for (int a = 0; a < 6; ++a) {
+      I16 o[6];
+      transform_input(z[a], o);
+      for (int q = 0; q < 6; ++q) store16(reinterpret_cast<int16_t*>(v + (a * 6 + q) * plane) + c, o[q]);
+    }
+  }
+}
+
+CADYQ_INLINE void winograd_output(const CadyqWinograd& job, const EpilogueStore& store, int ty, int tx, int channel,
+                                  const uint8_t* m) {
+  I32 z[4][6];
+  for (int q = 0; q < 6; ++q) {
+    I32 d[6], o[4];
+    for (int a = 0; a < 6; ++a) d[a] = load32(reinterpret_cast<const int32_t*>(m + (a * 6 + q) * kProductPlane));
+    transform_output(d, o);
+    for (int a = 0; a < 4; ++a) z[a][q] = o[a];
+  }
+  const int rows = job.height - 4 * ty, columns = job.width - 4 * tx;
+  for (int a = 0; a < 4; ++a) {
+    if (a >= rows) break;
+    I32 y[4];
+    transform_output(z[a], y);
+    // What remains is 64 times the result: a power of two, so it moves into the scale exactly.
+    for (int i = 0; i < 4; ++i) y[i] = mul32(y[i], kInverse9);
+    if (columns >= 4)
+      store(4 * ty + a, 4 * tx, channel, 4, y, 0.015625f);
+    else
+      store(4 * ty + a, 4 * tx, channel, columns, y, 0.015625f);
+  }
+}
+
+template <bool Unsigned>
+void winograd_region(const CadyqWinograd& job, uint8_t* scratch) {
+  const size_t plane = input_plane_bytes(job.c_in);
+  uint8_t *v = scratch, *m = scratch + ((36 * plane + 4095) & ~size_t{4095}) + 512;
+  const int tw = (job.width + 3) / 4, n_tiles = (job.height + 3) / 4 * tw;
+  const EpilogueStore store(job.epilogue, job.target);
+  for (int first = 0; first < n_tiles; first += kTiles) {
+    const int n = n_tiles - first < kTiles ? n_tiles - first : kTiles;
+    for (int t = 0; t < n; ++t)
+      winograd_input<Unsigned>(job, (first + t) / tw, (first + t) % tw, v + static_cast<size_t>(t) * job.c_in * 2, plane);
+    const int16_t* u = job.weights;
+    for (int block = 0; block < job.c_out; block += kBlock) {
+      for (int p = 0; p < 36; ++p, u += static_cast<size_t>(job.c_in) * kBlock)
+        for (int t = 0; t < n; t += kGemmTiles)
+          gemm_winograd(v + p * plane + static_cast<size_t>(t) * job.c_in * 2, job.c_in, u,
+                        reinterpret_cast<int32_t*>(m + p * kProductPlane) + static_cast<size_t>(t) * kBlock);
+      for (int t = 0; t < n; ++t)
+        for (int c = 0; c < kBlock && block + c < job.c_out; c += kLanes)
+          winograd_output(job, store, (first + t) / tw, (first + t) % tw, block + c,
+                          m + (static_cast<size_t>(t) * kBlock + c) * 4);
+    }
+  }
+}
+
+void winograd(const CadyqWinograd* job, void* scratch) {
+  if (job->is_unsigned)
+    winograd_region<true>(*job, static_cast<uint8_t*>(scratch));
+  else
+    winograd_region<false>(*job, static_cast<uint8_t*>(scratch));
+}
+
+// ---- direct, equation (5) ---------------------------------------------------------------------------------------
+
+void direct(const CadyqDirect* job, void* scratch) {
+  int32_t* acc = static_cast<int32_t*>(scratch);
+  const EpilogueStore store(job->epilogue, job->target);
+  const int steps = (job->run_bytes + 3) / 4;
+  const size_t block_bytes = static_cast<size_t>(job->kernel) * steps * kDirectBlock * 4;
+  for (int block = 0; block < job->c_out; block += kDirectBlock) {
+    const uint8_t* w = static_cast<const uint8_t*>(job->weights) + block / kDirectBlock * block_bytes;
+    for (int y = 0; y < job->height; ++y)
+      for (int x = 0; x < job->width; x += kPixels) {
+        gemm_direct(job->rows + y, static_cast<size_t>(x) * job->pixel_bytes, job->kernel, steps, job->pixel_bytes,
+                    job->element, w, job->init + block, acc);
+        const int left = job->width - x;
+        for (int p = 0; p < kPixels && p < left; p += 4)
+          for (int c = 0; c < kDirectBlock && block + c < job->c_out; c += kLanes) {
+            I32 v[4];
+            for (int i = 0; i < 4; ++i) {
+              const int pixel = p + i < kPixels ? p + i : kPixels - 1;
+              v[i] = load32(acc + pixel * kDirectBlock + c);
+            }
+            const int valid = left - p < kPixels - p ? left - p : kPixels - p;
+            store(y, x + p, block + c, valid < 4 ? valid : 4, v, 1.0f);
+          }
+      }
+  }
+}
+
+// ---- few outputs ------------------------------------------------------------------------------------------------
+
+constexpr int kSegment = 120;  // pixels per round: a multiple of every kColumnPixels
+
+void columns(const CadyqColumns* job, void* scratch) {
+  int32_t* partial = static_cast<int32_t*>(scratch);  // [kSegment + kernel - 1][32]
+  const int k = job->kernel, carry = k - 1, total = job->width + carry, steps = job->pixel_bytes / 4;
+  // Column x + dx's partial sums for offset dx lie at [dx * c_out, ...); the first `carry` columns of a round are
+  // the last of the round before.
+  int done = 0, kept = 0, out = 0;
+  while (out < job->width) {
+    const int n = total - done < kSegment ? total - done : kSegment;
+    for (int x = 0; x < n; x += kColumnPixels)
+      gemm_columns(job->rows, static_cast<size_t>(done + x) * job->pixel_bytes, k, steps, job->pixel_bytes,
+                   job->element, job->weights, job->init, partial + static_cast<size_t>(kept + x) * 32);
+    const int ready = kept + n - carry;
+    for (int x = 0; x < ready; ++x) {
+      const int32_t* p = partial + static_cast<size_t>(x) * 32;
+      __m128i sum = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+      for (int dx = 1; dx < k; ++dx)
+        sum = _mm_add_epi32(sum, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + dx * (32 + job->c_out))));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(job->acc + static_cast<size_t>(out + x) * 4), sum);
+    }
+    out += ready > 0 ? ready : 0;
+    done += n;
+    const int start = ready > 0 ? ready : 0;
+    __builtin_memmove(partial, partial + static_cast<size_t>(start) * 32, static_cast<size_t>(kept + n - start) * 128);
+    kept = kept + n - start;
+  }
+}
+
+// ---- planes -----------------------------------------------------------------------------------------------------
+
+void quantize(const int16_t* src, void* dst, int32_t pixels, int32_t channels, const CadyqQuantizer* q, int32_t store) {
+  const Clamp clamp(*q);
+  const int step = 4 * kLanes;
+  if (store == CADYQ_CODE8 && channels == 64) {
+    // The common case, with the multipliers in registers.
+    F32 m[64 / kLanes];
+    for (int i = 0; i < 64 / kLanes; ++i) m[i] = load_f32(q->multiplier + i * kLanes);
+    uint8_t* out = static_cast<uint8_t*>(dst);
+    for (int x = 0; x < pixels; ++x)
+      for (int c = 0; c < 64; c += step) {
+        I32 v[4];
+        for (int i = 0; i < 4; ++i)
+          v[i] = rint32(mul(load16_f32(src + static_cast<size_t>(x) * 64 + c + i * kLanes), m[c / kLanes + i]));
+        store_codes(out + static_cast<size_t>(x) * 64 + c, kLanes, 4, v, clamp);
+      }
+    return;
+  }
+  for (int x = 0; x < pixels; ++x)
+    for (int c = 0; c < channels; c += kLanes) {
+      const size_t at = static_cast<size_t>(x) * channels + c;
+      I32 v[4];
+      v[0] = v[1] = v[2] = v[3] = rint32(mul(load16_f32(src + at), load_f32(q->multiplier + c)));
+      if (store == CADYQ_CODE8)
+        store_codes(static_cast<uint8_t*>(dst) + at, 0, 1, v, clamp);
+      else
+        store_code16(static_cast<int16_t*>(dst) + at, v[0], clamp);
+    }
+}
+
+// Sums over the region of 4 * kLanes or fewer channels at once, so that every cache line is read once.
+template <int Groups>
+void region_sums(const int16_t* src, size_t pitch, int height, int width, int channels, int64_t* sum,
+                 int64_t* squares) {
+  static const int16_t none[kLanes] = {};
+  I32 s[Groups], q[Groups][2];
+  for (int g = 0; g < Groups; ++g) s[g] = q[g][0] = q[g][1] = zero32();
+  int pending = 0;
+  for (int y = 0; y < height; ++y) {
+    const int16_t* row = reinterpret_cast<const int16_t*>(reinterpret_cast<const uint8_t*>(src) + y * pitch);
+    for (int x = 0; x < width; x += 2)
+      for (int g = 0; g < Groups; ++g) {
+        const int16_t* a = row + static_cast<size_t>(x) * channels + g * kLanes;
+        I32 ps, pq;
+        pair_sums(a, x + 1 < width ? a + channels : none, &ps, &pq);
+        s[g] = add32(s[g], ps);
+        widen_add(pq, q[g]);
+      }
+    pending += width + 1;
+    if (pending > 32000 || y + 1 == height) {  // |sum| < 2^31 as 32-bit lanes hold at most 65536 values
+      for (int g = 0; g < Groups; ++g) {
+        add_lanes(s[g], sum + g * kLanes);
+        s[g] = zero32();
+      }
+      pending = 0;
+    }
+  }
+  for (int g = 0; g < Groups; ++g) add_even_odd(q[g], squares + g * kLanes);
+}
+
+void sums(const int16_t* src, size_t pitch, int32_t height, int32_t width, int32_t channels, int64_t* sum,
+          int64_t* squares) {
+  int c = 0;
+  for (; c + 4 * kLanes <= channels; c += 4 * kLanes)
+    region_sums<4>(src + c, pitch, height, width, channels, sum + c, squares + c);
+  for (; c < channels; c += kLanes) region_sums<1>(src + c, pitch, height, width, channels, sum + c, squares + c);
+}
+
+size_t scratch_bytes(int32_t c_in_max) {
+  const size_t wino = 36 * input_plane_bytes(c_in_max) + 8192 + 36 * kProductPlane;
+  const size_t few = (kSegment + 64) * 32 * 4;
+  return (wino > few ? wino : few) + 4096;
+}

@@ -1,0 +1,129 @@
+// The vector operations that the shared kernels are written in, for AVX2.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace cadyq_avx2 {
+
+#define CADYQ_INLINE __attribute__((always_inline)) inline
+
+constexpr int kLanes = 8;  // 32-bit lanes; int16 vectors have twice as many
+
+using I16 = __m256i;
+using I32 = __m256i;
+using F32 = __m256;
+
+template <bool Unsigned>
+CADYQ_INLINE I16 load_codes(const uint8_t* p) {
+  const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return Unsigned ? _mm256_cvtepu8_epi16(v) : _mm256_cvtepi8_epi16(v);
+}
+CADYQ_INLINE void store16(int16_t* p, I16 v) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), v); }
+CADYQ_INLINE I16 add16(I16 a, I16 b) { return _mm256_add_epi16(a, b); }
+CADYQ_INLINE I16 sub16(I16 a, I16 b) { return _mm256_sub_epi16(a, b); }
+template <int N>
+CADYQ_INLINE I16 shl16(I16 a) {
+  return _mm256_slli_epi16(a, N);
+}
+CADYQ_INLINE I32 load32(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+CADYQ_INLINE I32 add32(I32 a, I32 b) { return _mm256_add_epi32(a, b); }
+CADYQ_INLINE I32 sub32(I32 a, I32 b) { return _mm256_sub_epi32(a, b); }
+CADYQ_INLINE I32 mul32(I32 a, int32_t b) { return _mm256_mullo_epi32(a, _mm256_set1_epi32(b)); }
+template <int N>
+CADYQ_INLINE I32 shl32(I32 a) {
+  return _mm256_slli_epi32(a, N);
+}
+CADYQ_INLINE F32 load_f32(const float* p) { return _mm256_loadu_ps(p); }
+CADYQ_INLINE F32 to_f32(I32 a) { return _mm256_cvtepi32_ps(a); }
+CADYQ_INLINE F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
+CADYQ_INLINE F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
+CADYQ_INLINE F32 activate(F32 t, F32 slope) { return _mm256_blendv_ps(t, mul(t, slope), t); }
+// rint(t) clamped to the int16 range, as a float
+CADYQ_INLINE F32 round16(F32 t) {
+  const F32 r = _mm256_round_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return _mm256_max_ps(_mm256_min_ps(r, _mm256_set1_ps(32767.f)), _mm256_set1_ps(-32768.f));
+}
+CADYQ_INLINE I32 rint32(F32 a) { return _mm256_cvtps_epi32(a); }
+CADYQ_INLINE F32 load16_f32(const int16_t* p) {
+  return to_f32(_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+CADYQ_INLINE __m128i saturate16(I32 v) {
+  return _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+}
+
+// Saturates to int16 and stores one vector; with a residual the saturated values are added, saturating.
+CADYQ_INLINE void store_int16(int16_t* p, I32 v, const int16_t* residual) {
+  __m128i r = saturate16(v);
+  if (residual) r = _mm_adds_epi16(r, _mm_loadu_si128(reinterpret_cast<const __m128i*>(residual)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), r);
+}
+
+struct Clamp {
+  __m256i low8, high8, flip;
+  __m128i low16, high16;
+  bool is_unsigned;
+  CADYQ_INLINE explicit Clamp(const CadyqQuantizer& q)
+      : low8(_mm256_set1_epi8(static_cast<char>(q.low))),
+        high8(_mm256_set1_epi8(static_cast<char>(q.high))),
+        flip(_mm256_set1_epi8(static_cast<char>(q.flip))),
+        low16(_mm_set1_epi16(static_cast<short>(q.low))),
+        high16(_mm_set1_epi16(static_cast<short>(q.high))),
+        is_unsigned(q.is_unsigned != 0) {}
+};
+
+// Four vectors to four groups of 8-bit codes, in one register: group i in 64-bit lane i.
+CADYQ_INLINE __m256i pack_codes(const I32 v[4], const Clamp& c) {
+  const __m256i a = _mm256_packs_epi32(v[0], v[1]), b = _mm256_packs_epi32(v[2], v[3]);
+  __m256i p = c.is_unsigned ? _mm256_min_epu8(_mm256_packus_epi16(a, b), c.high8)
+                            : _mm256_min_epi8(_mm256_max_epi8(_mm256_packs_epi16(a, b), c.low8), c.high8);
+  p = _mm256_xor_si256(p, c.flip);
+  return _mm256_permutevar8x32_epi32(p, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+// Codes of the same channels of up to four pixels, `stride` bytes apart.
+CADYQ_INLINE void store_codes(uint8_t* p, size_t stride, int n, const I32 v[4], const Clamp& c) {
+  const __m256i k = pack_codes(v, c);
+  const __m128i lo = _mm256_castsi256_si128(k), hi = _mm256_extracti128_si256(k, 1);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), lo);
+  if (n > 1) _mm_storeh_pd(reinterpret_cast<double*>(p + stride), _mm_castsi128_pd(lo));
+  if (n > 2) _mm_storel_epi64(reinterpret_cast<__m128i*>(p + 2 * stride), hi);
+  if (n > 3) _mm_storeh_pd(reinterpret_cast<double*>(p + 3 * stride), _mm_castsi128_pd(hi));
+}
+CADYQ_INLINE void store_code16(int16_t* p, I32 v, const Clamp& c) {
+  const __m128i r = _mm_min_epi16(_mm_max_epi16(saturate16(v), c.low16), c.high16);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), r);
+}
+
+// Sums and sums of squares of the same 8 channels of two pixels: 32-bit lanes, squares below 2^32.
+CADYQ_INLINE void pair_sums(const int16_t* a, const int16_t* b, I32* sum, I32* squares) {
+  const __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a)));
+  const __m256i y = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b)));
+  const __m256i pair = _mm256_or_si256(x, _mm256_slli_epi32(y, 16));
+  *sum = _mm256_madd_epi16(pair, _mm256_set1_epi16(1));
+  *squares = _mm256_madd_epi16(pair, pair);
+}
+// Adds unsigned 32-bit lanes to 64-bit ones; `total` holds the even and the odd lanes.
+CADYQ_INLINE void widen_add(I32 v, I32 total[2]) {
+  const __m256i mask = _mm256_set1_epi64x(0xffffffff);
+  total[0] = _mm256_add_epi64(total[0], _mm256_and_si256(v, mask));
+  total[1] = _mm256_add_epi64(total[1], _mm256_srli_epi64(v, 32));
+}
+CADYQ_INLINE I32 zero32() { return _mm256_setzero_si256(); }
+CADYQ_INLINE void add_even_odd(const I32 total[2], int64_t* out) {
+  alignas(32) int64_t even[4], odd[4];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(even), total[0]);
+  _mm256_store_si256(reinterpret_cast<__m256i*>(odd), total[1]);
+  for (int i = 0; i < 4; ++i) {
+    out[2 * i] += even[i];
+    out[2 * i + 1] += odd[i];
+  }
+}
+CADYQ_INLINE void add_lanes(I32 v, int64_t* out) {
+  alignas(32) int32_t t[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(t), v);
+  for (int i = 0; i < 8; ++i) out[i] += t[i];
+}
+
+}  // namespace cadyq_avx2

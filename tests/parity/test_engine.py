@@ -1,0 +1,123 @@
+"""The native engine equals the NumPy reference: no differing integer, whatever the plan, shape or threads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cadyq.engine import reference
+from cadyq.engine.run import Engine, available_isas
+from cadyq.engine.synthetic import Shape, random_picture, random_plan
+
+pytestmark = pytest.mark.skipif(not available_isas(), reason="the native module is not built")
+
+SMALL = {
+    "prelu": Shape(channels=64, blocks=2, bits=(0, 4, 6, 8), tile=24, stages=(2,)),
+    "relu": Shape(
+        channels=48, blocks=2, bits=(0, 2, 4, 8), tile=16, act="relu", stages=(3,), stage_act="none", tail=3
+    ),
+    "static": Shape(channels=64, blocks=2, tile=16, stages=(2,), head=3, tail=3),
+    "saturating": Shape(channels=32, blocks=3, bits=(4, 8), tile=20, stages=(2,), gain=25.0, tail=5),
+    "grey": Shape(channels=32, blocks=2, bits=(0, 3, 5), tile=13, stages=(4,), colors=1, tail=7),
+    "wide": Shape(channels=96, blocks=1, bits=(7, 8), tile=9, stages=(2,), tail=3),
+}
+
+
+def assert_equal(plan, image, threads=2, portable=True, **masks):
+    """Compare every instruction set with one run of the reference, and return that."""
+    expected = reference.run(plan, image, **masks)
+    for isa in available_isas():
+        if isa == "portable" and not portable:
+            continue
+        got = Engine(plan, threads).upscale(image, **masks)
+        np.testing.assert_array_equal(got.choice, expected.choice)
+        np.testing.assert_array_equal(got.bits, expected.bits)
+        np.testing.assert_array_equal(got.image, expected.image)
+    return expected
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (37, 50)])
+def test_equal_to_reference(name, size):
+    shape = SMALL[name]
+    assert_equal(random_plan(shape, 1), random_picture(*size, colors=shape.colors))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    height=st.integers(1, 60),
+    width=st.integers(1, 60),
+    seed=st.integers(0, 2**16),
+    name=st.sampled_from(sorted(SMALL)),
+    dtype=st.sampled_from([np.uint8, np.uint16]),
+    threads=st.integers(1, 3),
+)
+def test_fuzzed_shapes(height, width, seed, name, dtype, threads):
+    shape = SMALL[name]
+    image = random_picture(height, width, seed, dtype, shape.colors)
+    assert_equal(random_plan(shape, seed), image, threads)
+
+
+@pytest.mark.parametrize("name", ["prelu", "relu"])
+def test_every_candidate_is_exercised(name):
+    shape = SMALL[name]
+    plan, image = random_plan(shape, 3), random_picture(60, 70)
+    seen = set()
+    rng = np.random.default_rng(0)
+    rows, cols = reference.tile_grid(60, 70, plan.tile)
+    for _ in range(2):
+        choice = np.stack([rng.integers(0, len(s.bits), (rows, cols)) for s in plan.sites], axis=-1).astype(
+            np.int8
+        )
+        seen |= set(np.unique(assert_equal(plan, image, choice=choice).bits))
+    assert seen == set(shape.bits)
+
+
+def test_selectors_choose_different_candidates():
+    seen: set[int] = set()
+    offsets = set()
+    for seed in range(2, 7):
+        plan = random_plan(SMALL["prelu"], seed)
+        offsets |= {s.selector.log_offset for s in plan.sites}
+        seen |= set(np.unique(assert_equal(plan, random_picture(50, 61)).bits))
+    assert len(seen) >= 3
+    assert len(offsets) == 2  # plain and logarithmic inputs
+
+
+def test_exited_tiles():
+    plan, image = random_plan(SMALL["prelu"], 4), random_picture(60, 70)
+    exited = np.zeros(reference.tile_grid(60, 70, plan.tile), bool)
+    exited[0, 1] = exited[1, 1] = True
+    result = assert_equal(plan, image, exited=exited)
+    assert not result.bits[exited].any()
+
+
+def test_engine_is_reusable_across_sizes():
+    plan = random_plan(SMALL["prelu"], 5)
+    engine = Engine(plan, 2)
+    for size, dtype in [
+        ((30, 41), np.uint8),
+        ((64, 20), np.uint16),
+        ((30, 41), np.uint8),
+        ((3, 70), np.uint8),
+    ]:
+        image = random_picture(*size, 1, dtype)
+        np.testing.assert_array_equal(engine.upscale(image).image, reference.run(plan, image).image)
+
+
+def test_equal_bits_do_not_depend_on_the_tiling():
+    image = random_picture(45, 70)
+    shape = Shape(channels=64, blocks=2, bits=(4, 8), stages=(2,), tail=3)
+    results = []
+    for tile in (16, 33, 96):
+        plan = random_plan(Shape(**{**shape.__dict__, "tile": tile}), 1)
+        choice = np.full((*reference.tile_grid(45, 70, tile), 4), 1, np.int8)
+        results.append(Engine(plan, 2).upscale(image, choice).image)
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_full_size_network():
+    assert_equal(random_plan(Shape(blocks=2, bits=(0, 4, 6, 8)), 1), random_picture(49, 101), portable=False)
