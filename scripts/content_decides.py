@@ -80,7 +80,9 @@ def fixed_bits(table: Tensor, candidates: Sequence[int]) -> Tensor:
     ladder = torch.tensor([c for c in candidates if c], dtype=torch.float64)
     level = torch.bucketize(means + 1e-9, ladder, right=True).sub(1).clamp_min(0)
     while float(ladder[level].mean()) < float(means.mean()) - 1e-9:
-        gap = torch.where(level < len(ladder) - 1, means - ladder[level], torch.tensor(-1e9, dtype=torch.float64))
+        gap = torch.where(
+            level < len(ladder) - 1, means - ladder[level], torch.tensor(-1e9, dtype=torch.float64)
+        )
         level[int(gap.argmax())] += 1
     return ladder[level]
 
@@ -106,7 +108,10 @@ def main() -> None:
     for k in range(options.permutations):
         moved = whole[torch.randperm(len(whole), generator=generator)]
         shuffled.append(psnr_per_photo(run(moved.split([len(t) for t in tables]))[0], photo))
-        print(f"permutation {k + 1}/{options.permutations}: {own.mean() - shuffled[-1].mean():+.4f} dB", flush=True)
+        print(
+            f"permutation {k + 1}/{options.permutations}: {own.mean() - shuffled[-1].mean():+.4f} dB",
+            flush=True,
+        )
     result: dict[str, object] = {
         "model": options.model,
         "tile": run.tile,

@@ -67,7 +67,9 @@ class Quantization:
         if any(b != 0 and not 2 <= b <= 8 for b in bits):
             raise ArgumentError("bits", bits, "bit-widths of 2 to 8, or 0 to skip a block")
         if 0 in bits and not self.dynamic:
-            raise ArgumentError("bits", bits, "no 0 in a static network", "set dynamic = true or remove the 0")
+            raise ArgumentError(
+                "bits", bits, "no 0 in a static network", "set dynamic = true or remove the 0"
+            )
         if not 2 <= self.weight_bits <= 8:
             raise ArgumentError("weight_bits", self.weight_bits, "2 to 8")
         if self.stream_bits not in (0, 16):
@@ -75,7 +77,9 @@ class Quantization:
         if not 0 <= self.channel_power <= 1:
             raise ArgumentError("channel_power", self.channel_power, "0 to 1")
         if self.channel_power and self.quantizer == "daq":
-            raise ArgumentError("channel_power", self.channel_power, "0 with daq", "daq scales every channel itself")
+            raise ArgumentError(
+                "channel_power", self.channel_power, "0 with daq", "daq scales every channel itself"
+            )
         if self.tile < 8:
             raise ArgumentError("tile", self.tile, "at least 8 LR pixels")
 
@@ -95,7 +99,9 @@ def from_mapping(kind: type[Config], values: Mapping[str, Any]) -> Config:
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in values:
         if key not in known:
-            raise ArgumentError("key", key, f"one of {', '.join(known)}", f"remove it from the {kind.__name__} table")
+            raise ArgumentError(
+                "key", key, f"one of {', '.join(known)}", f"remove it from the {kind.__name__} table"
+            )
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return kind(**arguments)
 

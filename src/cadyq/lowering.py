@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cadyq.backbones.srresnet import SRResNet
+from cadyq.backbones.srresnet import ResidualBlock, SRResNet
 from cadyq.config import Quantization
 from cadyq.engine import plan as p
 from cadyq.errors import UnsupportedError
@@ -57,15 +57,21 @@ def lower(network: nn.Module, config: Quantization) -> p.Plan:
         p.Layer(1, 2, _rescale(network.stream.channels, step["head"] / step["body"])),
     ]
     for block in network.body:
+        assert isinstance(block, ResidualBlock)
         hidden = float(block.site2.grid)
         first = _conv(block.conv1, block.site1, step["body"], hidden, block.act)
         second = _conv(block.conv2, block.site2, hidden, step["body"])
         steps.append(p.Block(2, 2, (first, second)))
-    steps.append(p.Layer(2, 3, _conv(network.body_end, network.body_end_site, step["body"], step["up"]), residual=1))
+    steps.append(
+        p.Layer(2, 3, _conv(network.body_end, network.body_end_site, step["body"], step["up"]), residual=1)
+    )
     source, level = 3, 1
     next_sites = [*list(network.up.sites)[1:], network.tail_site]
-    stages = zip(network.up.convs, network.up.sites, network.up.acts, network.up.factors, next_sites, strict=True)
+    stages = zip(
+        network.up.convs, network.up.sites, network.up.acts, network.up.factors, next_sites, strict=True
+    )
     for conv, site, act, factor, following in stages:
+        assert isinstance(conv, Conv2d) and isinstance(site, Site) and isinstance(following, Site)
         level *= factor
         target = float(following.grid)
         planes.append(p.Plane(conv.out_channels // factor**2, level, target))
@@ -75,7 +81,11 @@ def lower(network: nn.Module, config: Quantization) -> p.Plan:
         source = len(planes) - 1
     out_step = TANH_RANGE / 32767 if network.keras else 2.0 / 32767
     planes.append(p.Plane(3, level, out_step))
-    steps.append(p.Layer(source, len(planes) - 1, _conv(network.tail, network.tail_site, planes[source].step, out_step)))
+    steps.append(
+        p.Layer(
+            source, len(planes) - 1, _conv(network.tail, network.tail_site, planes[source].step, out_step)
+        )
+    )
     steps.append(p.ImageOut(len(planes) - 1, *_tables(out_step, tanh=network.keras)))
     return p.Plan(network.scale, config.tile, tuple(planes), tuple(steps)).validate()
 
@@ -83,12 +93,15 @@ def lower(network: nn.Module, config: Quantization) -> p.Plan:
 def _check(network: nn.Module, config: Quantization) -> None:
     what = type(network).__name__
     if not isinstance(network, SRResNet) or network.config["norm"] or not network.keras:
-        raise UnsupportedError(f"{what}: the engine runs SRResNet in its folded Keras form so far; run it on torch")
+        raise UnsupportedError(
+            f"{what}: the engine runs SRResNet in its folded Keras form so far; run it on torch"
+        )
     if config.quantizer != "pams":
         raise UnsupportedError(f"quantizer {config.quantizer!r} has no integer form here; expected 'pams'")
     if config.edges != "integer" or config.stream_bits != 16:
         raise UnsupportedError(
-            f"edges {config.edges!r}, stream_bits {config.stream_bits}: the engine needs 'integer' and 16; convert again"
+            f"edges {config.edges!r}, stream_bits {config.stream_bits}: the engine needs 'integer' and 16; "
+            "convert again"
         )
 
 
@@ -152,7 +165,9 @@ def _clips_and_levels(site: Site) -> tuple[Array, Array]:
     """Clip and largest code per candidate (without 0), float64."""
     quantizer = site.quantizer
     if not isinstance(quantizer, PAMS):
-        raise UnsupportedError(f"{site.name}: quantizer {type(quantizer).__name__} has no integer form; expected PAMS")
+        raise UnsupportedError(
+            f"{site.name}: quantizer {type(quantizer).__name__} has no integer form; expected PAMS"
+        )
     clip = quantizer.clip.detach().double().clamp_min(1e-8).numpy()
     bits = quantizer.bits.numpy()
     return clip, 2.0 ** (bits - 1) - 1 if quantizer.signed else 2.0**bits - 1
@@ -201,7 +216,9 @@ def _selector(selector: BitSelector, channels: int) -> p.Selector:
     """Weights on (log) gradient and deviations, with the standardisation folded in; equation (10)."""
     use_gradient, kind = SELECTOR_INPUTS[selector.inputs]
     if kind == "layer":
-        raise UnsupportedError(f"selector inputs {selector.inputs!r} have no integer form; expected 'both' or 'channel'")
+        raise UnsupportedError(
+            f"selector inputs {selector.inputs!r} have no integer form; expected 'both' or 'channel'"
+        )
     weight = selector.linear.weight.detach().double().numpy()
     bias = selector.linear.bias.detach().double().numpy().copy()
     if selector.log_features:

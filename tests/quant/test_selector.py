@@ -121,7 +121,10 @@ def test_ablations_see_only_what_they_should(inputs: str) -> None:
 def test_skip_leaves_the_stream_untouched_and_counts_zero() -> None:
     network = dynamic(bits=(0, 4, 8))
     lr = torch.rand(2, 3, 20, 20)
-    first = {s.name: (0 if s.selector is not None and s.selector.has_zero else 4) for s in sites_of(network, "body")}
+    first = {
+        s.name: (0 if s.selector is not None and s.selector.has_zero else 4)
+        for s in sites_of(network, "body")
+    }
     ctx = Context.of(lr)
     ctx.force_bits = dict(first)
     ctx.block_outputs = []
@@ -146,7 +149,9 @@ def test_skip_gate_carries_gradient() -> None:
         assert grad is not None and float(grad.abs().sum()) > 0
 
 
-@pytest.mark.parametrize("config", [{"edges": "integer", "stream_bits": 16}, {"channel_power": 0.8}, {"skips": True}])
+@pytest.mark.parametrize(
+    "config", [{"edges": "integer", "stream_bits": 16}, {"channel_power": 0.8}, {"skips": True}]
+)
 def test_tiles_that_choose_alike_equal_the_whole_image(config: dict[str, object]) -> None:
     network = dynamic(**config).double()
     lr = torch.rand(1, 3, 45, 61, dtype=torch.float64)
@@ -169,5 +174,7 @@ def test_losses_by_hand() -> None:
         m = (x**2).mean(1).flatten(1)
         return m / m.norm(dim=1, keepdim=True)
 
-    assert float(attention_transfer(a, b)) == pytest.approx(float(((attention(a) - attention(b)) ** 2).mean()))
+    assert float(attention_transfer(a, b)) == pytest.approx(
+        float(((attention(a) - attention(b)) ** 2).mean())
+    )
     assert float(attention_transfer(a, a * 3)) == pytest.approx(0, abs=1e-12)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,10 @@ class Backbone(nn.Module):
     def _finish(self) -> None:
         """Last line of every constructor: sites learn their names."""
         bind_sites(self)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, lr: Tensor, ctx: Context | None = None) -> Tensor: ...
 
     def forward(self, lr: Tensor, ctx: Context | None = None) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> (N, 3, scale H, scale W), not clamped."""
@@ -104,8 +108,9 @@ def mean_shift(like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fold_batch_norm(conv: Conv2d, norm: nn.BatchNorm2d) -> None:
+def fold_batch_norm(conv: Conv2d, norm: nn.Module) -> None:
     """Multiply a batch norm's running statistics into the convolution before it, in float64."""
+    assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None and norm.running_var is not None
     gain = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
     bias = conv.bias.double() if conv.bias is not None else torch.zeros_like(gain)

@@ -160,6 +160,9 @@ class CARN(Backbone):
         for cascade in self.body:
             planes.append(cascade(x, ctx, self.stream))
             x = self.stream(self.fusions(planes, ctx), ctx)
+        return ctx.finish(self._tail, x, halo=2) + mean
+
+    def _tail(self, x: Tensor, ctx: Context) -> Tensor:
         y = self.ups[str(self.scale)](x, ctx)
-        result: Tensor = self.exit(self.exit_site(y, ctx)) + mean
+        result: Tensor = self.exit(self.exit_site(y, ctx))
         return result

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from cadyq.backbones.blocks import Backbone, Upsampler, mean_shift
-from cadyq.quant.context import Context
+from cadyq.quant.context import Block, Context
 from cadyq.quant.layers import Conv2d
 from cadyq.quant.site import Site
 
@@ -60,9 +62,11 @@ class EDSR(Backbone):
         head = self.stream_up(self.head(self.head_site(lr - mean, ctx)), ctx)
         y = self.stream(head, ctx)
         for block in self.body:
-            y = self.stream(ctx.run(block, y), ctx)
+            y = self.stream(ctx.run(cast(Block, block), y), ctx)
         y = self.body_end(self.body_end_site(y, ctx)) + self.skip_site(head, ctx)
-        y = self.stream_up(y, ctx)
+        return ctx.finish(self._tail, self.stream_up(y, ctx), halo=3) + mean
+
+    def _tail(self, y: Tensor, ctx: Context) -> Tensor:
         y = self.up(y, ctx)
-        result: Tensor = self.tail(self.tail_site(y, ctx)) + mean
+        result: Tensor = self.tail(self.tail_site(y, ctx))
         return result

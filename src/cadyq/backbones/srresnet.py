@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from cadyq.backbones.blocks import Backbone, Upsampler, fold_batch_norm, mean_shift
-from cadyq.quant.context import Context
+from cadyq.quant.context import Block, Context
 from cadyq.quant.layers import Conv2d
 from cadyq.quant.site import Site
 
@@ -79,11 +81,15 @@ class SRResNet(Backbone):
         head = self.stream_up(self.head_act(self.head(self.head_site(x, ctx))), ctx)
         y = self.stream(head, ctx)
         for block in self.body:
-            y = self.stream(ctx.run(block, y), ctx)
+            y = self.stream(ctx.run(cast(Block, block), y), ctx)
         y = self.body_end_norm(self.body_end(self.body_end_site(y, ctx))) + self.skip_site(head, ctx)
-        y = self.up(self.stream_up(y, ctx), ctx)
-        y = self.tail(self.tail_site(y, ctx))
+        y = ctx.finish(self._tail, self.stream_up(y, ctx), halo=3)
         return (torch.tanh(y) + 1) / 2 if self.keras else y + mean_shift(lr)
+
+    def _tail(self, y: Tensor, ctx: Context) -> Tensor:
+        y = self.up(y, ctx)
+        result: Tensor = self.tail(self.tail_site(y, ctx))
+        return result
 
     @torch.no_grad()
     def folded(self) -> SRResNet:
@@ -100,6 +106,7 @@ class SRResNet(Backbone):
         for key in missing:  # without this, the random biases of a fresh layer would be folded in
             other.get_parameter(key).zero_()
         for mine, theirs in zip(self.body, other.body, strict=True):
+            assert isinstance(mine, ResidualBlock) and isinstance(theirs, ResidualBlock)
             fold_batch_norm(theirs.conv1, mine.norm1)
             fold_batch_norm(theirs.conv2, mine.norm2)
         fold_batch_norm(other.body_end, self.body_end_norm)

@@ -23,7 +23,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from cadyq.errors import ArgumentError, ImageError
 from cadyq.io.files import write_atomic
 
-__all__ = ["MAX_PIXELS", "SUFFIXES", "Picture", "encode_image", "read_image", "write_image"]
+__all__ = ["MAX_PIXELS", "SUFFIXES", "Picture", "encode_image", "from_pil", "read_image", "write_image"]
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes"
 
@@ -115,6 +115,23 @@ def read_image(source: Source, max_pixels: int = MAX_PIXELS) -> Picture:
         except Exception as error:
             # Decoders answer hostile bytes with nearly any exception: OSError, SyntaxError, struct.error, ...
             raise ImageError(f"{name} is damaged or cut off: {error}") from error
+
+
+def from_pil(image: Image.Image) -> Picture:
+    """Take over a Pillow image of any common mode, as `read_image` would from a file.
+
+    Raises:
+        ImageError: if its mode is not one that can be read, or it has no pixels.
+    """
+    if 0 in image.size:
+        raise ImageError(f"the image measures {image.width}x{image.height}, expected at least one pixel")
+    with _PILLOW_SETTINGS, _quiet_pillow():
+        try:
+            return _decode(image.copy())
+        except ImageError as error:
+            raise ImageError(f"the image {error}") from None
+        except OSError as error:
+            raise ImageError(f"the image is damaged or cut off: {error}") from error
 
 
 def write_image(path: str | os.PathLike[str], picture: Picture, quality: int | None = None) -> None:

@@ -16,7 +16,7 @@ from cadyq.backbones import Backbone
 from cadyq.backbones.carn import CARN
 from cadyq.backbones.edsr import EDSR
 from cadyq.backbones.idn import IDN
-from cadyq.backbones.srresnet import SRResNet
+from cadyq.backbones.srresnet import ResidualBlock, SRResNet
 from cadyq.errors import CheckpointError
 
 __all__ = ["IMPORTERS", "import_float"]
@@ -24,7 +24,7 @@ __all__ = ["IMPORTERS", "import_float"]
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def _keras_conv(conv: nn.Conv2d, arrays: Arrays, index: int, shuffle: int = 1) -> None:
+def _keras_conv(conv: nn.Module, arrays: Arrays, index: int, shuffle: int = 1) -> None:
     """HWIO kernel -> OIHW; depth-to-space counts (row, column, channel), torch (channel, row, column)."""
     name = "conv2d" if index == 0 else f"conv2d_{index}"
     weight = torch.from_numpy(arrays[f"{name}/kernel"].transpose(3, 2, 0, 1).copy())
@@ -32,8 +32,8 @@ def _keras_conv(conv: nn.Conv2d, arrays: Arrays, index: int, shuffle: int = 1) -
     if shuffle > 1:
         order = torch.arange(len(bias)).view(shuffle, shuffle, -1).permute(2, 0, 1).flatten()
         weight, bias = weight[order], bias[order]
+    assert isinstance(conv, nn.Conv2d) and conv.bias is not None
     conv.weight.copy_(weight)
-    assert conv.bias is not None
     conv.bias.copy_(bias)
 
 
@@ -46,7 +46,8 @@ def _keras_norm(norm: nn.Module, arrays: Arrays, index: int) -> None:
         target.copy_(torch.from_numpy(arrays[f"{name}/{key}"]))
 
 
-def _keras_prelu(act: nn.PReLU, arrays: Arrays, index: int) -> None:
+def _keras_prelu(act: nn.Module, arrays: Arrays, index: int) -> None:
+    assert isinstance(act, nn.PReLU)
     name = "p_re_lu" if index == 0 else f"p_re_lu_{index}"
     act.weight.copy_(torch.from_numpy(arrays[f"{name}/alpha"].reshape(-1)))
 
@@ -58,6 +59,7 @@ def _srresnet_keras(arrays: Arrays, scale: int | None) -> Backbone:
     _keras_conv(network.head, arrays, 0)
     _keras_prelu(network.head_act, arrays, 0)
     for i, block in enumerate(network.body):
+        assert isinstance(block, ResidualBlock)
         _keras_conv(block.conv1, arrays, 1 + 2 * i)
         _keras_norm(block.norm1, arrays, 2 * i)
         _keras_prelu(block.act, arrays, 1 + i)

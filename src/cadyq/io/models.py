@@ -49,6 +49,8 @@ class LoadedModel:
 def shipped_models() -> list[str]:
     """Names of the models inside the package."""
     folder = files("cadyq").joinpath("models")
+    if not folder.is_dir():
+        return []
     return sorted(p.name[: -len(".safetensors")] for p in folder.iterdir() if p.name.endswith(".safetensors"))
 
 
@@ -79,7 +81,9 @@ def save_model(
 ) -> None:
     """Write a network as a model file; weights that are used with 8 bits are stored with 8 bits."""
     tensors: dict[str, NDArray[Any]] = {}
-    packed = {f"{name}.weight": m for name, m in network.named_modules() if isinstance(m, Conv2d) and m.weight_bits}
+    packed = {
+        f"{name}.weight": m for name, m in network.named_modules() if isinstance(m, Conv2d) and m.weight_bits
+    }
     for name, value in network.state_dict().items():
         conv = packed.get(name)
         if conv is None:
@@ -87,7 +91,7 @@ def save_model(
         else:
             tensors[name], tensors[name + "_range"] = _pack(conv)
     for site_name, grid in _grids(network).items():
-        tensors[site_name] = np.float32(grid).reshape(())
+        tensors[site_name] = np.asarray(grid, np.float32)
     record: dict[str, Any] = {"config": network.config}
     if quantization is not None:
         record["conversion"] = to_mapping(quantization)
@@ -142,7 +146,7 @@ def _pack(conv: Conv2d) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
 
 def _unpack(conv: Conv2d, codes: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
     assert conv.weight_bits is not None
-    weight = codes.float() * largest / (2 ** (conv.weight_bits - 1) - 1)
+    weight: torch.Tensor = codes.float() * largest / (2 ** (conv.weight_bits - 1) - 1)
     return weight / conv.weight_scale() if conv.in_scale is not None else weight
 
 

@@ -7,7 +7,7 @@ they call ``ctx.run(block, x)`` for every block of tile-local work and ``site(x,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -85,6 +85,7 @@ class Context:
             name to one bit-width or to a tensor (n,) of bit-widths.
         budget: shift of the selectors' scores in favour of fewer (negative) or more (positive) bits.
         records: filled by the sites, in the order of the forward pass.
+        band_pixels: LR pixels above which :meth:`finish` works in horizontal bands (0: never).
     """
 
     gradient: Tensor
@@ -95,6 +96,7 @@ class Context:
     force_bits: int | dict[str, int | Tensor] | None = None
     budget: float = 0.0
     records: list[SiteRecord] = field(default_factory=list)
+    band_pixels: int = 0
     keep: Tensor | None = None  # 1 where the current block is computed, 0 where it is skipped; (n,)
     block_outputs: list[Tensor] | None = None  # collected for attention transfer when it is a list
 
@@ -107,16 +109,42 @@ class Context:
 
     def run(self, block: Block, x: Tensor) -> Tensor:
         """Compute a block; where its first site chose 0 bits, the stream passes untouched."""
-        self.keep = None
+        self._take_keep()
         y = block(x, self)
-        if self.keep is not None:
-            gate = self.keep.view(-1, 1, 1, 1)
+        keep = self._take_keep()
+        if keep is not None:
+            gate = keep.view(-1, 1, 1, 1)
             # lerp in this form keeps an untouched stream bit-identical: 0 * (y - x) is 0.
             y = y if bool((gate.detach() == 1).all()) and not gate.requires_grad else x + gate * (y - x)
-            self.keep = None
         if self.block_outputs is not None:
             self.block_outputs.append(y)
         return y
+
+    def _take_keep(self) -> Tensor | None:
+        keep, self.keep = self.keep, None
+        return keep
+
+    def finish(self, tail: Callable[[Tensor, Context], Tensor], x: Tensor, halo: int) -> Tensor:
+        """``tail(x, self)``: the layers behind the body, in bands of rows where the picture is large.
+
+        At the output's size a single feature plane weighs more than the whole body. ``x`` is (n, C, h, w);
+        the result of ``tail`` depends on ``halo`` rows around, and all bands together equal one pass.
+        """
+        n, _, height, width = x.shape
+        rows = max(1, self.band_pixels // width) if self.band_pixels else height
+        if n > 1 or rows >= height:
+            return tail(x, self)
+        parts: list[Tensor] = []
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            first, last = max(top - halo, 0), min(bottom + halo, height)
+            known = len(self.records)
+            y = tail(x[:, :, first:last], self)
+            if parts:  # every site has reported already
+                del self.records[known:]
+            factor = y.shape[2] // (last - first)
+            parts.append(y[:, :, (top - first) * factor : (bottom - first) * factor].clone())
+        return torch.cat(parts, 2)
 
     def deviation(self, x: Tensor) -> Tensor:
         """Unbiased standard deviation per element and channel over the pixels that count, detached: (n, C)."""
@@ -157,10 +185,11 @@ class TileContext(Context):
         lr: Tensor,
         tile: int,
         *,
-        max_batch_pixels: int = 1 << 19,
+        max_batch_pixels: int = 1 << 17,
         active: Tensor | None = None,
         force_bits: int | dict[str, int | Tensor] | None = None,
         budget: float = 0.0,
+        band_pixels: int = 0,
     ) -> None:
         if lr.shape[0] != 1:
             raise ValueError("TileContext takes one picture at a time")
@@ -172,7 +201,7 @@ class TileContext(Context):
         tiles = self._gather(ones, 0)
         area = tiles.sum((1, 2, 3))
         gradient = self._gather(image_gradient(lr), 0).sum((2, 3)) / area[:, None]
-        super().__init__(gradient, area, force_bits=force_bits, budget=budget)
+        super().__init__(gradient, area, force_bits=force_bits, budget=budget, band_pixels=band_pixels)
         # Tiles that left the network (exit) are not computed at all; their sites count as 0 bits.
         self.active = active
         self._ones = ones

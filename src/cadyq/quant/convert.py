@@ -41,9 +41,13 @@ def convert(network: Network, config: Quantization) -> Network:
         UnsupportedError: 0 bits in a network whose blocks have no skip.
     """
     result = copy.deepcopy(network)
-    blocks = [module for module in result.modules() if hasattr(module, "residual") and hasattr(module, "halo")]
+    blocks = [
+        module for module in result.modules() if hasattr(module, "residual") and hasattr(module, "halo")
+    ]
     if 0 in config.bits and not all(block.residual for block in blocks):
-        raise UnsupportedError(f"{type(network).__name__} has blocks without a skip: 0 bits (skip) is not defined")
+        raise UnsupportedError(
+            f"{type(network).__name__} has blocks without a skip: 0 bits (skip) is not defined"
+        )
     first_sites = {id(sites_of(block)[0]) for block in blocks}
     for site in sites_of(result):
         _install(site, config, is_first=id(site) in first_sites)
@@ -163,7 +167,9 @@ def best_clip(samples: Tensor, levels: float, signed: bool, weight: Tensor | Non
 
 
 @torch.no_grad()
-def calibrate(network: nn.Module, stats: dict[str, SiteStatistics], config: Quantization, *, clips: str = "mse") -> None:
+def calibrate(
+    network: nn.Module, stats: dict[str, SiteStatistics], config: Quantization, *, clips: str = "mse"
+) -> None:
     """Set clips, channel scales, grids and selector standardisation of a converted network, in place.
 
     Args:
@@ -204,7 +210,9 @@ def _calibrate_quantizer(
         samples = samples / scale[:, None]
         mean_max = float(samples.abs().max())
         # What an error in this channel does to the output grows with the channel's weights.
-        gain = site.conv.weight.square().sum((0, 2, 3)) if site.conv.groups == 1 else scale.new_ones(len(scale))
+        gain = (
+            site.conv.weight.square().sum((0, 2, 3)) if site.conv.groups == 1 else scale.new_ones(len(scale))
+        )
         weight = gain * scale.square()
         weight = weight / weight.mean()
     levels = quantizer.levels(torch.arange(len(quantizer.bits))).flatten().tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,10 @@ class Conv2d(nn.Conv2d):
         if self.groups > 1:
             scale = scale.repeat_interleave(self.out_channels // self.groups, 0)
         return scale[:, :, None, None]
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor) -> Tensor:
         return _implementation[-1](self, x, self.effective_weight())

@@ -8,7 +8,7 @@ computed by going through the candidates once more in the backward pass instead 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,11 +56,17 @@ class ActQuantizer(nn.Module):
 
     def levels(self, choice: Tensor) -> Tensor:
         """Largest code of the chosen candidates, shape (n, 1, 1, 1)."""
-        return n_levels(self.bits[choice].double(), self.signed).to(torch.get_default_dtype()).view(-1, 1, 1, 1)
+        return (
+            n_levels(self.bits[choice].double(), self.signed).to(torch.get_default_dtype()).view(-1, 1, 1, 1)
+        )
 
     def spread(self, clip: Tensor) -> Tensor:
         """Clip per channel: a * scale_c, (n, C, 1, 1), or the clip itself (n, 1, 1, 1) without channel scales."""
         return clip if self.channel_scale is None else clip * self.channel_scale.view(1, -1, 1, 1)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, choice: Tensor, probs: Tensor | None) -> Tensor: ...
 
     def forward(self, x: Tensor, choice: Tensor, probs: Tensor | None) -> Tensor:
         """Quantised feature; with ``probs`` (n, K) gradients are those of the mixture."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,10 @@ class Site(nn.Module):
     def set_grid(self, step: float) -> None:
         """Store the feature on a 16-bit grid with this step before anything else looks at it (0: float)."""
         self.grid = torch.as_tensor(step, dtype=self.grid.dtype, device=self.grid.device)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, ctx: Context) -> Tensor: ...
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """Quantise ``x`` (n, C, H, W) with the bits chosen for each patch or tile, and record them."""

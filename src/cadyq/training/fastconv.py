@@ -99,9 +99,7 @@ def conv2d(
         return _torch_conv2d(x, weight, bias, kind, slope, slopes, residual, shuffle, groups)
     if slopes is not None and slopes.numel() == 1:
         slopes = slopes.reshape(1).expand(weight.shape[0] // shuffle**2)
-    out: Tensor = _Conv.apply(  # type: ignore[no-untyped-call]
-        x, weight, bias, residual, slopes, kind, slope, groups, shuffle
-    )
+    out: Tensor = _Conv.apply(x, weight, bias, residual, slopes, kind, slope, groups, shuffle)
     return out
 
 

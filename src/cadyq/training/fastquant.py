@@ -61,9 +61,7 @@ def mixture(
     for name, shape in expected.items():
         if tuple(given[name].shape) != shape:
             raise ArgumentError(name, tuple(given[name].shape), f"shape {shape}")
-    out: Tensor = _Mixture.apply(  # type: ignore[no-untyped-call]
-        x, prob, clip, levels.to(x.dtype), chosen, scale.to(x.dtype), signed
-    )
+    out: Tensor = _Mixture.apply(x, prob, clip, levels.to(x.dtype), chosen, scale.to(x.dtype), signed)
     return out
 
 

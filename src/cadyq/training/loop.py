@@ -143,7 +143,7 @@ def train(
             group["lr"] = group["base"] * factor
         loss, report = _loss(network, teacher, lr, hr, recipe, step, random)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         value = float(report["l1"])
         if not math.isfinite(value) or value > 20 * running:
             raise DivergenceError(
@@ -217,7 +217,9 @@ def _loss(
     if recipe.bits in ("random", "mixed") and not choose:
         ctx.force_bits = _random_bits(network, len(lr), random)
     elif recipe.bits == "largest":
-        sizes = {s.name: int(s.quantizer.bits[-1]) for s in sites_of(network, "body") if s.quantizer is not None}
+        sizes = {
+            s.name: int(s.quantizer.bits[-1]) for s in sites_of(network, "body") if s.quantizer is not None
+        }
         ctx.force_bits = dict(sizes)
     attention = teacher is not None and (recipe.w_attention_end or recipe.w_attention)
     if attention:
@@ -237,7 +239,10 @@ def _loss(
                 report["teacher"] = float(distance.detach())
             if attention:
                 assert ctx.block_outputs is not None and other.block_outputs is not None
-                maps = [attention_transfer(a, b) for a, b in zip(ctx.block_outputs, other.block_outputs, strict=True)]
+                maps = [
+                    attention_transfer(a, b)
+                    for a, b in zip(ctx.block_outputs, other.block_outputs, strict=True)
+                ]
                 loss = loss + recipe.w_attention_end * maps[-1] + recipe.w_attention * torch.stack(maps).sum()
     soft = [r for r in ctx.records if r.expected_bits is not None]
     if soft:
@@ -287,9 +292,11 @@ def _load(run: Path, recipe: Recipe) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(run / "state.pt", map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{run / 'state.pt'} cannot be read ({error}); delete the folder to start again") from error
+        raise CheckpointError(
+            f"{run / 'state.pt'} cannot be read ({error}); delete the folder to start again"
+        ) from error
     if json.loads(state["recipe"]) != asdict(recipe):
-        raise CheckpointError(f"{run} holds a run with another recipe; name another folder or delete this one")
+        raise CheckpointError(
+            f"{run} holds a run with another recipe; name another folder or delete this one"
+        )
     return state
-
-

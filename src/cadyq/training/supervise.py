@@ -99,7 +99,8 @@ def measure(
         ctx = Context.of(lr)
         ctx.force_bits = force
         sr = network(lr, ctx).clamp(0, 1)
-        return (sr - hr).mul(255).square().mean((1, 2, 3))
+        error: Tensor = (sr - hr).mul(255).square().mean((1, 2, 3))
+        return error
 
     with native_convolutions():
         for done, index in enumerate(order):
@@ -133,7 +134,9 @@ def measure(
     )
 
 
-def fit_selectors(network: Backbone, seen: Sensitivity, *, ridge: float = 1e-2, steps: int = 400) -> dict[str, float]:
+def fit_selectors(
+    network: Backbone, seen: Sensitivity, *, ridge: float = 1e-2, steps: int = 400
+) -> dict[str, float]:
     """Set every selector from measured sensitivities; :func:`set_budget` then places the thresholds.
 
     Returns per site the share of the target's deviance that its inputs explain.
@@ -184,7 +187,9 @@ def _quasi_poisson(inputs: Tensor, target: Tensor, ridge: float, steps: int) -> 
     for _ in range(min(steps, 60)):  # damped Newton steps; the problem is convex
         mean = torch.exp((z @ beta).clamp(-12, 6))
         grad = z.T @ (mean - y) + penalty * beta
-        hess = (z * mean[:, None]).T @ z + torch.diag(penalty) + 1e-6 * torch.eye(len(beta), dtype=torch.float64)
+        hess = (
+            (z * mean[:, None]).T @ z + torch.diag(penalty) + 1e-6 * torch.eye(len(beta), dtype=torch.float64)
+        )
         move = torch.linalg.solve(hess, grad)
         beta = beta - move * min(1.0, 1.0 / float(move.abs().max().clamp_min(1e-9)))
         if float(move.abs().max()) < 1e-6:
@@ -203,4 +208,4 @@ def set_budget(network: Backbone, lambda_log: float) -> None:
         for site in sites_of(network, "body"):
             if site.selector is not None:
                 steps = torch.arange(len(site.selector.bits), dtype=torch.float32)
-                site.selector.linear.bias -= SHARPNESS * lambda_log * steps
+                site.selector.linear.bias.sub_(SHARPNESS * lambda_log * steps)

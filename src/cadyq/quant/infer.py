@@ -1,0 +1,153 @@
+"""Inference of a (fake-quantised) network on uint8 pictures: NumPy in, NumPy out, torch in between.
+
+Nothing here cuts or joins pictures; `cadyq.upscale` does, and knows no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cadyq.functional.image import to_uint8
+from cadyq.quant.context import Context, SiteRecord, TileContext
+from cadyq.quant.layers import Conv2d
+from cadyq.quant.site import sites_of
+
+__all__ = ["Force", "Inferred", "SiteCost", "run_batch", "run_tiles", "site_costs", "threads"]
+
+Force: TypeAlias = "int | Mapping[str, int | NDArray[Any]] | None"
+
+# At the output's size a plane of 64 channels takes 4 KiB per LR pixel, and a few are alive at once.
+_BAND_PIXELS = 1 << 16
+
+
+class SiteCost(NamedTuple):
+    """What a counted site costs.
+
+    Attributes:
+        name: path of the site in the network.
+        kind: ``body`` or ``fixed``.
+        macs_per_pixel: multiply-accumulates of its convolution per LR pixel.
+        weight_bits: bit-width of the convolution's weights, 32 for float.
+        candidates: bit-widths the site may choose, ascending; (32,) in a float network.
+    """
+
+    name: str
+    kind: str
+    macs_per_pixel: float
+    weight_bits: int
+    candidates: tuple[int, ...]
+
+
+class Inferred(NamedTuple):
+    """Result of one pass.
+
+    Attributes:
+        pixels: uint8 ``(n, scale h, scale w, 3)``.
+        bits: per counted site, one bit-width per picture or tile, uint8 ``(cells,)``.
+    """
+
+    pixels: NDArray[np.uint8]
+    bits: dict[str, NDArray[np.uint8]]
+
+
+def site_costs(network: nn.Module) -> list[SiteCost]:
+    """List the sites that FQR (``body``) and BitOPs (``body``, ``fixed``) count, in order of definition."""
+    result = []
+    for site in sites_of(network, "body", "fixed"):
+        conv = site.conv
+        if conv is None:
+            continue
+        assert isinstance(conv, Conv2d)
+        chooser = site.selector if site.selector is not None else site.quantizer
+        candidates = tuple(chooser.bits.tolist()) if chooser is not None else (32,)
+        result.append(SiteCost(site.name, site.kind, site.macs_per_pixel, conv.weight_bits or 32, candidates))
+    return result
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Let torch compute with this many threads for a while (None: leave it as it is)."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.inference_mode()
+def run_batch(
+    network: nn.Module, rgb: NDArray[np.uint8], *, force: Force = None, budget: float = 0.0
+) -> Inferred:
+    """Upscale a batch of equal-sized pictures, each of which decides for itself.
+
+    Args:
+        network: a backbone in evaluation mode, converted or not.
+        rgb: uint8 ``(n, h, w, 3)``.
+        force: bit-widths instead of the selectors' choices; see `Context.force_bits`. Arrays are ``(n,)``.
+        budget: added to the selectors' scores per bit.
+    """
+    lr = _tensor(network, rgb)
+    ctx = Context.of(lr)
+    ctx.force_bits, ctx.budget, ctx.band_pixels = _force(force), budget, _BAND_PIXELS
+    return _finished(network, network(lr, ctx), ctx.records)
+
+
+@torch.inference_mode()
+def run_tiles(
+    network: nn.Module,
+    rgb: NDArray[np.uint8],
+    tile: int,
+    *,
+    active: NDArray[np.bool_] | None = None,
+    force: Force = None,
+    budget: float = 0.0,
+) -> Inferred:
+    """Upscale one picture with decisions per tile; arguments as of `run_batch`, cells in reading order.
+
+    Args:
+        network: a backbone in evaluation mode, converted or not.
+        rgb: uint8 ``(h, w, 3)``.
+        tile: side of a tile, LR pixels.
+        active: which tiles are computed, ``(cells,)``; the rest passes the body untouched with 0 bits.
+        force: bit-widths instead of the selectors' choices. Arrays are ``(cells,)``.
+        budget: added to the selectors' scores per bit.
+    """
+    lr = _tensor(network, rgb[None])
+    ctx = TileContext(
+        lr,
+        tile,
+        active=None if active is None or active.all() else torch.from_numpy(active.copy()),
+        force_bits=_force(force),
+        budget=budget,
+        band_pixels=_BAND_PIXELS,
+    )
+    return _finished(network, network(lr, ctx), ctx.records)
+
+
+def _tensor(network: nn.Module, rgb: NDArray[np.uint8]) -> Tensor:
+    like = next(network.parameters())
+    lr = torch.from_numpy(np.ascontiguousarray(rgb.transpose(0, 3, 1, 2)))
+    return lr.to(like.device, like.dtype) / 255
+
+
+def _force(force: Force) -> int | dict[str, int | Tensor] | None:
+    if force is None or isinstance(force, int):
+        return force
+    return {
+        k: v if isinstance(v, int) else torch.from_numpy(np.asarray(v, np.int64)) for k, v in force.items()
+    }
+
+
+def _finished(network: nn.Module, sr: Tensor, records: list[SiteRecord]) -> Inferred:
+    counted = {cost.name for cost in site_costs(network)}
+    bits = {r.name: r.bits.cpu().numpy().astype(np.uint8) for r in records if r.name in counted}
+    return Inferred(to_uint8(sr.cpu().numpy()).transpose(0, 2, 3, 1), bits)
