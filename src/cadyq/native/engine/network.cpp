@@ -45,7 +45,7 @@ void View::allocate() {
   base = empty + pitch;
 }
 
-Network::Network(const CadyqKernels* kernels, int scale, int tile) : kernels_(kernels), scale_(scale), tile_(tile) {}
+Network::Network(const CadyqKernels* kernels, int scale, int tile) : kernels_(kernels), scale_(scale), plan_tile_(tile), tile_(tile) {}
 
 int Network::padded(int plane) const { return round_up(planes_[plane].channels, kAlign); }
 
@@ -224,8 +224,10 @@ void Network::finish() {
     for (const auto& data : steps_[first].convs) convs.push_back(prepare(data, 1, false));
     for (size_t c = 0; c + 1 < convs.size(); ++c) link(*convs[c], *convs[c + 1]);
     n_sites_ += static_cast<int>(convs.size());
-    for (const Conv* c : convs)
-      if (c->site->bits.size() > 1) dynamic_ = true;
+    for (const Conv* c : convs) {
+      site_bits_.push_back(c->site->bits[0]);
+      if (c->site->bits.size() > 1 || c->site->bits[0] == 0) dynamic_ = true;
+    }
   }
 }
 
@@ -371,10 +373,11 @@ void Network::schedule(Group& group) {
   }
 }
 
-void Network::resize(const Image& in, int threads) {
-  const bool same = in.height == height_ && in.width == width_ && in.wide == wide_;
+void Network::resize(const Image& in, int threads, int tile) {
+  const bool same = tile == tile_ && in.height == height_ && in.width == width_ && in.wide == wide_;
   if (same && static_cast<int>(threads_.size()) >= threads) return;
   const int old_height = height_ ? height_ : 1, old_width = width_ ? width_ : 1;
+  tile_ = tile;
   height_ = in.height;
   width_ = in.width;
   wide_ = in.wide;

@@ -167,7 +167,7 @@ class Network {
   bool crosses(int plane) const;
   int padded(int plane) const;
 
-  void resize(const Image& in, int threads);
+  void resize(const Image& in, int threads, int tile);
   void schedule(Group& group);
   void gradients(Pool& pool, const Image& in);
   void run_group(Pool& pool, Group& group, const Image& in, void* out);
@@ -185,7 +185,8 @@ class Network {
   CadyqEpilogue epilogue(const Conv& conv, int k, const Conv* next) const;
 
   const CadyqKernels* kernels_;
-  int scale_, tile_, n_sites_ = 0;
+  int scale_, plan_tile_, tile_, n_sites_ = 0;
+  std::vector<int> site_bits_;  // of the first candidates
   std::vector<PlaneData> planes_;
   std::vector<StepData> steps_;
   std::vector<std::unique_ptr<Conv>> convs_;
