@@ -214,3 +214,18 @@ def test_an_unknown_isa_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CADYQ_ISA", "mmx")
     with pytest.raises(ValueError, match="mmx"):
         fastconv.conv2d(torch.randn(1, 16, 8, 8), torch.randn(16, 16, 3, 3))
+
+
+def test_few_outputs_with_large_kernels_equal_torch():
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(8, 3, 9, padding=4).double()
+    x = torch.randn(2, 8, 11, 14, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 3, 11, 14, dtype=torch.float64)
+    leaves = (x, conv.weight, conv.bias)
+    with fastconv.use():
+        ours = fastconv.conv2d_like(conv, x)
+    torch.testing.assert_close(ours, conv(x))
+    a = torch.autograd.grad((ours * weight).sum(), leaves)
+    b = torch.autograd.grad((conv(x) * weight).sum(), leaves)
+    for p, q in zip(a, b, strict=True):
+        torch.testing.assert_close(p, q)

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from cadyq.functional.quantize import quantize_clipped
+from cadyq.functional.quantize import n_levels, quantize_clipped
 from cadyq.quant.quantizer import ActQuantizer
 
-__all__ = ["PAMS"]
+__all__ = ["PAMS", "mixture_implementation"]
+
+# (x, probs, clip, levels, choice, channel scales, signed=...) -> quantised x with the mixture's gradient.
+Mixture = Callable[..., Tensor]
+_implementation: list[Mixture | None] = [None]
+
+
+@contextmanager
+def mixture_implementation(implementation: Mixture) -> Iterator[None]:
+    """Within the block, quantise through ``implementation`` (training's native kernels) where a gradient is wanted."""
+    _implementation.append(implementation)
+    try:
+        yield
+    finally:
+        _implementation.pop()
 
 
 class PAMS(ActQuantizer):
@@ -26,3 +41,14 @@ class PAMS(ActQuantizer):
     def quantize(self, x: Tensor, choice: Tensor) -> Tensor:
         clip = self.clip[choice].view(-1, 1, 1, 1).clamp_min(1e-8)
         return quantize_clipped(x, self.spread(clip), self.levels(choice).to(x.dtype), self.signed)
+
+    def forward(self, x: Tensor, choice: Tensor, probs: Tensor | None) -> Tensor:
+        """As the base class; in training through the native kernel where one is installed."""
+        native = _implementation[-1]
+        if native is None or not (torch.is_grad_enabled() and (x.requires_grad or self.clip.requires_grad)):
+            return super().forward(x, choice, probs)
+        if probs is None:
+            probs = nn.functional.one_hot(choice, len(self.bits)).to(x.dtype)
+        levels = n_levels(self.bits.to(x.dtype), self.signed)
+        scale = self.channel_scale if self.channel_scale is not None else x.new_ones(x.shape[1])
+        return native(x, probs, self.clip.clamp_min(1e-8), levels, choice, scale, signed=self.signed)

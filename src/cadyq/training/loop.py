@@ -22,10 +22,11 @@ from cadyq.functional.losses import attention_transfer, bit_loss, l1_gray_levels
 from cadyq.io.files import replacing
 from cadyq.quant.context import Context
 from cadyq.quant.layers import conv2d_implementation
+from cadyq.quant.pams import mixture_implementation
 from cadyq.quant.quantizer import ActQuantizer
 from cadyq.quant.selector import BitSelector
 from cadyq.quant.site import sites_of
-from cadyq.training import fastconv
+from cadyq.training import fastconv, fastquant
 
 Generator = torch.Generator
 
@@ -256,8 +257,12 @@ def _loss(
 
 @contextmanager
 def native_convolutions() -> Iterator[None]:
-    """Within the block, :class:`Conv2d` uses the native training kernels where they are built."""
-    with fastconv.use(), conv2d_implementation(fastconv.conv2d_like):
+    """Within the block, convolutions and PAMS use the native training kernels where they are built."""
+    with (
+        fastconv.use(),
+        conv2d_implementation(fastconv.conv2d_like),
+        mixture_implementation(fastquant.mixture),
+    ):
         yield
 
 
