@@ -24,7 +24,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = Conv2d(channels, channels, 3)
         self.conv2 = Conv2d(channels, channels, 3)
-        self.site1 = Site(self.conv1)
+        self.site1 = Site(self.conv1, on_stream=True)
         self.site2 = Site(self.conv2, nonneg=True)
         self.site_out = Site(None, "fixed", channels=channels)
 
@@ -47,10 +47,9 @@ class EDSR(Backbone):
         self.head = Conv2d(3, channels, 3)
         self.head_site = Site(self.head, "edge", bits=16)
         self.body = nn.ModuleList(ResidualBlock(channels) for _ in range(n_blocks))
-        self.stream_head = Site(None, "stream", channels=channels)
         self.stream = Site(None, "stream", channels=channels)
         self.body_end = Conv2d(channels, channels, 3)
-        self.body_end_site = Site(self.body_end, "edge")
+        self.body_end_site = Site(self.body_end, "edge", on_stream=True)
         self.skip_site = Site(None, "skip", channels=channels)
         self.stream_up = Site(None, "stream", channels=channels)
         self.up = Upsampler(channels, scale)
@@ -60,7 +59,7 @@ class EDSR(Backbone):
 
     def _forward(self, lr: Tensor, ctx: Context) -> Tensor:
         mean = mean_shift(lr)
-        head = self.stream_head(self.head(self.head_site(lr - mean, ctx)), ctx)
+        head = self.stream_up(self.head(self.head_site(lr - mean, ctx)), ctx)
         y = self.stream(head, ctx)
         for block in self.body:
             y = self.stream(ctx.run(cast(Block, block), y), ctx)

@@ -28,7 +28,7 @@ class ResidualBlock(nn.Module):
         self.act = nn.PReLU(slopes)
         self.conv2 = Conv2d(channels, channels, 3, bias=bias)
         self.norm2 = nn.BatchNorm2d(channels, eps) if norm else nn.Identity()
-        self.site1 = Site(self.conv1)
+        self.site1 = Site(self.conv1, on_stream=True)
         self.site2 = Site(self.conv2)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
@@ -65,11 +65,10 @@ class SRResNet(Backbone):
         self.head_act = nn.PReLU(slopes)
         self.head_site = Site(self.head, "edge", nonneg=keras, bits=16)
         self.body = nn.ModuleList(ResidualBlock(channels, slopes, bias, norm, eps) for _ in range(n_blocks))
-        self.stream_head = Site(None, "stream", channels=channels)
         self.stream = Site(None, "stream", channels=channels)
         self.body_end = Conv2d(channels, channels, 3, bias=bias)
         self.body_end_norm = nn.BatchNorm2d(channels, eps) if norm else nn.Identity()
-        self.body_end_site = Site(self.body_end, "edge")
+        self.body_end_site = Site(self.body_end, "edge", on_stream=True)
         self.skip_site = Site(None, "skip", channels=channels)
         self.stream_up = Site(None, "stream", channels=channels)
         self.up = Upsampler(channels, scale, activation=lambda: nn.PReLU(slopes), bias=keras, first_bits=16)
@@ -79,7 +78,7 @@ class SRResNet(Backbone):
 
     def _forward(self, lr: Tensor, ctx: Context) -> Tensor:
         x = lr if self.keras else lr - mean_shift(lr)
-        head = self.stream_head(self.head_act(self.head(self.head_site(x, ctx))), ctx)
+        head = self.stream_up(self.head_act(self.head(self.head_site(x, ctx))), ctx)
         y = self.stream(head, ctx)
         for block in self.body:
             y = self.stream(ctx.run(cast(Block, block), y), ctx)

@@ -32,6 +32,7 @@ class Site(nn.Module):
         bits: bit-width where the site is quantised but not dynamic, 8 or 16. 16 is for the picture itself and for
             planes whose few large values would leave too little for the many small ones: the convolution then takes
             the plane's own 16-bit grid.
+        on_stream: the feature is a stream plane, and already lies on that plane's grid where there is one.
     """
 
     grid: Tensor
@@ -45,6 +46,7 @@ class Site(nn.Module):
         nonneg: bool = False,
         pixels: int = 1,
         bits: int = 8,
+        on_stream: bool = False,
     ) -> None:
         super().__init__()
         if conv is None and channels is None:
@@ -55,6 +57,7 @@ class Site(nn.Module):
         self.nonneg = nonneg
         self.pixels = pixels
         self.static_bits = bits
+        self.on_stream = on_stream
         self.macs_per_pixel = float(conv.macs * pixels) if conv is not None else 0.0
         # In a tuple: the convolution belongs to the backbone, not to the site.
         self._conv = (conv,)

@@ -4,8 +4,11 @@
 constexpr size_t kPlane64 = kTiles * 128 + 64;
 constexpr size_t kInputs = (36 * kPlane64 + 4095) / 4096 * 4096 + 512;  // not a multiple of 4096: cache sets
 constexpr size_t kProducts = (36 * kProductPlane + 4095) / 4096 * 4096 + 512;
+// With several blocks of outputs, this many rounds are multiplied by one block of weights before the next, so that
+// weights too large for the cache are read once per group; one slot more holds the next group's first round.
+constexpr int kGroup = 5, kSlots = kGroup + 1;
 constexpr size_t kInterleavedScratch =
-    2 * kInputs + 2 * kProducts + 36 * 128 + 24 * 256 + 2 * 4 * 4 * 128 + 16 * sizeof(Constants) + 4096;
+    kSlots * kInputs + 2 * kProducts + 36 * 128 + 24 * 256 + 2 * 4 * 4 * 128 + 16 * sizeof(Constants) + 4096;
 
 class InterleavedRegion {
  public:
@@ -17,8 +20,7 @@ class InterleavedRegion {
       p += bytes;
       return here;
     };
-    inputs_[0] = take(kInputs);
-    inputs_[1] = take(kInputs);
+    for (auto& slot : inputs_) slot = take(kInputs);
     products_[0] = take(kProducts);
     products_[1] = take(kProducts);
     z_ = take(36 * 128);
@@ -37,23 +39,50 @@ class InterleavedRegion {
       out_ = slope ? cadyq_wino_out_signed_act : cadyq_wino_out_signed;
   }
 
-  // Item i multiplies round i / blocks by output block i % blocks. Meanwhile the results of item i - 1 are finished,
-  // and during a round's first item the inputs of the next round are transformed.
+  // An item is a round of tiles times a block of outputs. While it is multiplied, the results of the item before are
+  // finished and inputs are transformed shortly before they are needed.
   void run() {
-    const int blocks = job_.c_out / 64, rounds = (n_tiles_ + kTiles - 1) / kTiles, items = rounds * blocks;
+    const int blocks = job_.c_out / 64, rounds = (n_tiles_ + kTiles - 1) / kTiles, group = blocks > 1 ? kGroup : 1;
+    slots_ = group + 1;
     for (int t = 0; t < tiles(0); ++t) input(0, t);
-    for (int item = 0; item < items; ++item) {
-      const int round = item / blocks, n = tiles(round), calls = 36 * ((n + 3) / 4);
+    Item before{-1, 0, nullptr};
+    int parity = 0;
+    for (int first = 0; first < rounds; first += group) {
+      const int end = first + group < rounds ? first + group : rounds;
+      for (int block = 0; block < blocks; ++block)
+        for (int round = first; round < end; ++round, parity ^= 1) {
+          const bool ahead = round + 1 < end ? block == 0 : block + 1 == blocks && round + 1 < rounds;
+          const Item item{round, block, products_[parity]};
+          multiply(item, before, ahead);
+          before = item;
+        }
+    }
+    for (int t = 0; t < tiles(before.round); ++t) output(before, t);
+  }
+
+ private:
+  struct Item {
+    int round, block;
+    uint8_t* products;
+  };
+  struct Entry {
+    Interleaved* function;
+    Task task;
+    bool before, after;
+    int ty, tx, channel;
+  };
+
+  void multiply(const Item& item, const Item& before, bool ahead) {
+      const int round = item.round, n = tiles(round), calls = 36 * ((n + 3) / 4);
       n_tasks_ = 0;
       int out = 0, in = 0;
-      if (item > 0)
-        for (; out < tiles((item - 1) / blocks) && n_tasks_ + 4 <= calls; ++out) add_output(item - 1, blocks, out);
-      const bool ahead = item % blocks == 0 && round + 1 < rounds;
+      if (before.round >= 0)
+        for (; out < tiles(before.round) && n_tasks_ + 4 <= calls; ++out) add_output(before, out);
       if (ahead)
         for (; in < tiles(round + 1) && n_tasks_ + 2 <= calls; ++in) add_input(round + 1, in);
-      const uint8_t* v = inputs_[round & 1];
-      const int16_t* u = job_.weights + static_cast<size_t>(item % blocks) * 36 * 64 * 64;
-      uint8_t* m = products_[item & 1];
+      const uint8_t* v = inputs_[round % slots_];
+      const int16_t* u = job_.weights + static_cast<size_t>(item.block) * 36 * 64 * 64;
+      uint8_t* m = item.products;
       int call = 0, done = 0;
       for (int p = 0; p < 36; ++p, u += 64 * 64)
         for (int t = 0; t < n; t += 4, ++call) {
@@ -68,21 +97,11 @@ class InterleavedRegion {
             cadyq_wino_plain(from, u, to, nullptr);
           }
         }
-      if (item > 0)
-        for (; out < tiles((item - 1) / blocks); ++out) output(item - 1, blocks, out);
+      if (before.round >= 0)
+        for (; out < tiles(before.round); ++out) output(before, out);
       if (ahead)
         for (; in < tiles(round + 1); ++in) input(round + 1, in);
-    }
-    for (int t = 0; t < tiles(rounds - 1); ++t) output(items - 1, blocks, t);
   }
-
- private:
-  struct Entry {
-    Interleaved* function;
-    Task task;
-    bool before, after;
-    int ty, tx, channel;
-  };
 
   int tiles(int round) const { return n_tiles_ - round * kTiles < kTiles ? n_tiles_ - round * kTiles : kTiles; }
 
@@ -105,18 +124,18 @@ class InterleavedRegion {
 
   void input(int round, int t) {
     const int tile = round * kTiles + t;
-    uint8_t* v = inputs_[round & 1] + static_cast<size_t>(t) * 128;
+    uint8_t* v = inputs_[round % slots_] + static_cast<size_t>(t) * 128;
     if (job_.is_unsigned)
       winograd_input<true>(job_, tile / tw_, tile % tw_, v, kPlane64);
     else
       winograd_input<false>(job_, tile / tw_, tile % tw_, v, kPlane64);
   }
 
-  void output(int item, int blocks, int t) {
-    const int tile = item / blocks * kTiles + t;
+  void output(const Item& item, int t) {
+    const int tile = item.round * kTiles + t;
     for (int c = 0; c < 64; c += kLanes)
-      winograd_output(job_, store_, tile / tw_, tile % tw_, item % blocks * 64 + c,
-                      products_[item & 1] + (static_cast<size_t>(t) * 64 + c) * 4);
+      winograd_output(job_, store_, tile / tw_, tile % tw_, item.block * 64 + c,
+                      item.products + (static_cast<size_t>(t) * 64 + c) * 4);
   }
 
   Entry& add(Interleaved* function) {
@@ -134,14 +153,14 @@ class InterleavedRegion {
     a.task.field[6] = z_;
     Entry& b = add(cadyq_wino_in_rows);
     b.task.field[0] = z_;
-    b.task.field[1] = inputs_[round & 1] + static_cast<size_t>(t) * 128;
+    b.task.field[1] = inputs_[round % slots_] + static_cast<size_t>(t) * 128;
   }
 
-  void add_output(int item, int blocks, int t) {
-    const int tile = item / blocks * kTiles + t, ty = tile / tw_, tx = tile % tw_, block = item % blocks;
+  void add_output(const Item& item, int t) {
+    const int tile = item.round * kTiles + t, ty = tile / tw_, tx = tile % tw_, block = item.block;
     for (int half = 0; half < 2; ++half) {
       Entry& c = add(cadyq_wino_out_columns);
-      c.task.field[0] = products_[item & 1] + static_cast<size_t>(t) * 256 + half * 128;
+      c.task.field[0] = item.products + static_cast<size_t>(t) * 256 + half * 128;
       c.task.field[1] = o_ + half * 128;
     }
     const CadyqTarget& target = job_.target;
@@ -199,12 +218,12 @@ class InterleavedRegion {
   const CadyqWinograd& job_;
   const EpilogueStore store_;
   const int tw_, n_tiles_;
-  uint8_t *inputs_[2], *products_[2], *z_, *o_, *spare_;
+  uint8_t *inputs_[kSlots], *products_[2], *z_, *o_, *spare_;
   int16_t* spare_residual_;
   Constants* constants_;
   Interleaved* out_;
   Entry tasks_[6 * kTiles];
-  int n_tasks_ = 0;
+  int n_tasks_ = 0, slots_ = 2;
 };
 
 void winograd_or_interleaved(const CadyqWinograd* job, void* scratch) {

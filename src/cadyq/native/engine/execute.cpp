@@ -17,7 +17,7 @@ int16_t clamp16(float v) {
   return static_cast<int16_t>(std::lrintf(std::min(std::max(v, -32768.f), 32767.f)));
 }
 
-constexpr int kGradientRows = 8;
+constexpr int kFixedTile = 64;
 
 template <class T>
 void image_row(const T* src, int width, int channels, const float* multiplier, const float* offset, int16_t* dst) {
@@ -88,7 +88,25 @@ void Network::gradients(Pool& pool, const Image& in) {
 
 void Network::run(Pool& pool, const Image& in, void* out, const int8_t* forced, const uint8_t* exited, uint8_t* bits,
                   int8_t* choice) {
-  resize(in, pool.threads());
+  // Where nothing is chosen, tiles are only a matter of speed: larger ones recompute less of each other's hidden ring.
+  const int rows = (in.height + plan_tile_ - 1) / plan_tile_, columns = (in.width + plan_tile_ - 1) / plan_tile_;
+  const bool fixed = !dynamic_ && std::all_of(exited, exited + rows * columns, [](uint8_t e) { return e == 0; });
+  resize(in, pool.threads(), fixed ? std::max(plan_tile_, kFixedTile) : plan_tile_);
+  const std::vector<int8_t> free(fixed ? static_cast<size_t>(rows_) * columns_ * n_sites_ : 0, -1);
+  const std::vector<uint8_t> none(fixed ? static_cast<size_t>(rows_) * columns_ : 0, 0);
+  std::vector<uint8_t> own_bits(fixed ? free.size() : 0);
+  std::vector<int8_t> own_choice(fixed ? free.size() : 0);
+  if (fixed) {
+    for (int t = 0; t < rows * columns; ++t)
+      for (int s = 0; s < n_sites_; ++s) {
+        bits[t * n_sites_ + s] = static_cast<uint8_t>(site_bits_[s]);
+        choice[t * n_sites_ + s] = 0;
+      }
+    forced = free.data();
+    exited = none.data();
+    bits = own_bits.data();
+    choice = own_choice.data();
+  }
   for (auto& p : profile_) p.second = 0;
   if (dynamic_) gradients(pool, in);
   for (Segment& s : segments_) {
@@ -164,6 +182,18 @@ void Network::quantize_row(const Store& plane, int y, int x0, int x1, uint8_t* d
   }
 }
 
+// The int16 values of one row, as they are.
+void Network::copy_row(const Store& plane, int y, uint8_t* dst) const {
+  for (int x = 0; x < width_;) {
+    const int column = x / tile_, end = std::min(width_, (column + 1) * tile_);
+    const int16_t* base = plane.tiles[static_cast<size_t>(y / tile_) * columns_ + column];
+    const size_t n = static_cast<size_t>(end - x) * plane.channels * sizeof(int16_t);
+    std::memcpy(dst + static_cast<size_t>(x) * plane.channels * sizeof(int16_t),
+                base + (static_cast<size_t>(y) * plane.width + x) * plane.channels, n);
+    x = end;
+  }
+}
+
 // Brings all tiles of a plane into its first buffer.
 void Network::settle(int plane) {
   Store& s = stores_[plane];
@@ -221,7 +251,11 @@ void Network::run_node(Pool& pool, Group& group, Node& node, int from, int to, c
   if (node.kind == Node::kQuantize) {
     pool.run(to - from, [&](int i, int) {
       const int y = from + i;
-      if (node.src_plane >= 0)
+      if (conv.raw && node.src_plane >= 0)
+        copy_row(stores_[node.src_plane], y, dst->row(y));
+      else if (conv.raw)
+        std::memcpy(dst->row(y), src->row(y), static_cast<size_t>(src->width) * src->channels * sizeof(int16_t));
+      else if (node.src_plane >= 0)
         quantize_row(stores_[node.src_plane], y, 0, width_, dst->row(y), conv.quantizer[0], conv.store);
       else
         kernels_->quantize(reinterpret_cast<const int16_t*>(src->row(y)), dst->row(y), src->width, src->channels,
@@ -276,7 +310,10 @@ void Network::run_node(Pool& pool, Group& group, Node& node, int from, int to, c
   }
   // A convolution into a window or a plane, in bands of rows and pieces of columns.
   const bool winograd = conv.kind == Conv::kWinograd;
-  const int band = winograd ? 4 : 1, piece = winograd ? 4 * kernels_->winograd_tiles : std::max(64, src->width);
+  const int band = winograd ? 4 : 1, round = 4 * kernels_->winograd_tiles;
+  // Pieces of about five rounds: longer pipelines, and weights are read less often.
+  const int wanted = std::max(1, (src->width + 5 * round / 2) / (5 * round));
+  const int piece = winograd ? ((src->width + wanted - 1) / wanted + round - 1) / round * round : src->width;
   const int pieces = (src->width + piece - 1) / piece, bands = (to - from + band - 1) / band;
   const CadyqEpilogue e = epilogue(conv, 0, node.next);
   const int element = e.store == CADYQ_CODE8 ? 1 : 2, r = conv.shuffle;

@@ -45,7 +45,7 @@ void View::allocate() {
   base = empty + pitch;
 }
 
-Network::Network(const CadyqKernels* kernels, int scale, int tile) : kernels_(kernels), scale_(scale), tile_(tile) {}
+Network::Network(const CadyqKernels* kernels, int scale, int tile) : kernels_(kernels), scale_(scale), plan_tile_(tile), tile_(tile) {}
 
 int Network::padded(int plane) const { return round_up(planes_[plane].channels, kAlign); }
 
@@ -112,7 +112,7 @@ Conv* Network::prepare(const ConvData& data, int shuffle, bool few_outputs) {
   conv.pad = data.kernel / 2;
   conv.shuffle = shuffle;
   conv.raw = !data.has_site;
-  conv.c_in = conv.raw ? data.c_in : round_up(data.c_in, kAlign);
+  conv.c_in = conv.raw && data.c_in < kAlign ? data.c_in : round_up(data.c_in, kAlign);
   const int per_pixel = data.c_out / (shuffle * shuffle);
   conv.dst_channels = round_up(per_pixel, kAlign);
   conv.c_out = shuffle * shuffle * conv.dst_channels;
@@ -224,8 +224,10 @@ void Network::finish() {
     for (const auto& data : steps_[first].convs) convs.push_back(prepare(data, 1, false));
     for (size_t c = 0; c + 1 < convs.size(); ++c) link(*convs[c], *convs[c + 1]);
     n_sites_ += static_cast<int>(convs.size());
-    for (const Conv* c : convs)
-      if (c->site->bits.size() > 1) dynamic_ = true;
+    for (const Conv* c : convs) {
+      site_bits_.push_back(c->site->bits[0]);
+      if (c->site->bits.size() > 1 || c->site->bits[0] == 0) dynamic_ = true;
+    }
   }
 }
 
@@ -275,7 +277,6 @@ void Network::plan_group(Group& group, const std::vector<int>& steps, int) {
       continue;
     }
     Conv* conv = conv_of[i];
-    if (conv->raw && codes_of[s.src] < 0) throw std::invalid_argument("only the image may be read without a site");
     if (codes_of[s.src] < 0) {
       Node q;
       q.kind = Node::kQuantize;
@@ -283,7 +284,7 @@ void Network::plan_group(Group& group, const std::vector<int>& steps, int) {
       q.conv = conv;
       q.src_plane = crosses(s.src) ? s.src : -1;
       q.src_view = view_of[s.src];
-      q.dst_view = add_view(conv->c_in, conv->element, conv->pad, conv->quantizer[0].flip, s.src);
+      q.dst_view = add_view(conv->c_in, conv->element, conv->pad, conv->raw ? 0 : conv->quantizer[0].flip, s.src);
       q.profile = static_cast<int>(profile_.size());
       profile_.emplace_back("quantize", 0.0);
       group.nodes.push_back(q);
@@ -309,7 +310,7 @@ void Network::plan_group(Group& group, const std::vector<int>& steps, int) {
       continue;
     }
     Conv* next = r >= 0 && !crosses(s.dst) && readers[s.dst] == 1 && s.residual < 0 ? conv_of[r] : nullptr;
-    if (next) {
+    if (next && !next->raw) {  // int16 values that are read as they are take a padded copy instead
       link(*conv, *next);
       node.next = next;
       node.dst_view = codes_of[s.dst] = add_view(next->c_in, next->element, next->pad, next->quantizer[0].flip, s.dst);
@@ -372,10 +373,11 @@ void Network::schedule(Group& group) {
   }
 }
 
-void Network::resize(const Image& in, int threads) {
-  const bool same = in.height == height_ && in.width == width_ && in.wide == wide_;
+void Network::resize(const Image& in, int threads, int tile) {
+  const bool same = tile == tile_ && in.height == height_ && in.width == width_ && in.wide == wide_;
   if (same && static_cast<int>(threads_.size()) >= threads) return;
   const int old_height = height_ ? height_ : 1, old_width = width_ ? width_ : 1;
+  tile_ = tile;
   height_ = in.height;
   width_ = in.width;
   wide_ = in.wide;

@@ -167,7 +167,7 @@ class Network {
   bool crosses(int plane) const;
   int padded(int plane) const;
 
-  void resize(const Image& in, int threads);
+  void resize(const Image& in, int threads, int tile);
   void schedule(Group& group);
   void gradients(Pool& pool, const Image& in);
   void run_group(Pool& pool, Group& group, const Image& in, void* out);
@@ -178,13 +178,15 @@ class Network {
   int select(const SiteData& site, int tile, const int16_t* values, size_t pitch, int height, int width, int channels,
              Thread& thread) const;
   void settle(int plane);
+  void copy_row(const Store& plane, int y, uint8_t* dst) const;
   void quantize_row(const Store& plane, int y, int x0, int x1, uint8_t* dst, const CadyqQuantizer& q, int store) const;
   void convolve(const Conv& conv, int k, const std::vector<const uint8_t*>& rows, int height, int width,
                 const CadyqEpilogue& epilogue, const CadyqTarget& target, Thread& thread) const;
   CadyqEpilogue epilogue(const Conv& conv, int k, const Conv* next) const;
 
   const CadyqKernels* kernels_;
-  int scale_, tile_, n_sites_ = 0;
+  int scale_, plan_tile_, tile_, n_sites_ = 0;
+  std::vector<int> site_bits_;  // of the first candidates
   std::vector<PlaneData> planes_;
   std::vector<StepData> steps_;
   std::vector<std::unique_ptr<Conv>> convs_;
