@@ -8,6 +8,7 @@ module needs no torch.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -248,7 +249,7 @@ def default_model(scale: int = 4) -> str:
         ArgumentError: none is shipped for this scale.
     """
     models = _torch_side()
-    fitting = [name for name in models.shipped_models() if f"x{scale}" in name.split("-")]
+    fitting = [name for name in models.shipped_models() if f"x{scale}" in re.split("[-_.]", name)]
     if not fitting:
         shipped = ", ".join(models.shipped_models()) or "none"
         raise ArgumentError(

@@ -19,22 +19,23 @@ from cadyq.backbones.idn import IDN
 from cadyq.errors import CheckpointError
 from cadyq.io.importers import import_float
 
-SHARED = Path(os.environ.get("CADYQ_DATA", Path(__file__).parents[2].parent / "shared"))
+# CADYQ_DATA is the folder of the data sets; the weights lie in it or beside it.
+DATA = Path(os.environ.get("CADYQ_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
 
 Array = NDArray[np.float64]
 
 
 def _weights(name: str) -> Path:
-    path = SHARED / "weights" / name
-    if not path.is_file():
-        pytest.skip(f"no {path}; set CADYQ_DATA")
-    return path
+    for folder in (DATA / "weights", DATA.parent / "weights"):
+        if (folder / name).is_file():
+            return folder / name
+    pytest.skip(f"no weights/{name} in or beside {DATA}; set CADYQ_DATA")
 
 
 def _pictures() -> list[NDArray[np.uint8]]:
-    paths = sorted((SHARED / "data" / "eval" / "Set5").glob("*.*"))
+    paths = sorted((DATA / "eval" / "Set5").glob("*.*"))
     if not paths:
-        pytest.skip(f"no Set5 in {SHARED}; set CADYQ_DATA")
+        pytest.skip(f"no Set5 in {DATA}; set CADYQ_DATA")
     return [np.asarray(Image.open(path).convert("RGB")) for path in paths]
 
 
