@@ -11,7 +11,7 @@ from cadyq.audit import _count_levels, audit
 from cadyq.backbones import BACKBONES
 from cadyq.config import Quantization
 from cadyq.errors import ArgumentError
-from cadyq.quant.exit import ExitRule
+from cadyq.functional.exit import ExitRule
 from cadyq.upscale import MODES, load
 
 KINDS = {

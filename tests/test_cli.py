@@ -358,13 +358,14 @@ def test_as_a_process(photo, tmp_path, model_files):
     assert (tmp_path / "out.png").exists()
 
 
-def test_without_torch(photo, tmp_path):
+def test_without_torch(photo, tmp_path, model_files):
     (tmp_path / "hide" / "torch").mkdir(parents=True)
     hidden = tmp_path / "hide" / "torch" / "__init__.py"
     hidden.write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
     source = Path(cadyq.__file__).parents[1]
     done = _python(
         *("-m", "cadyq", "upscale", str(photo), "-o", str(tmp_path / "out.png")),
+        *("--model", str(model_files["edsr"])),
         PYTHONPATH=os.pathsep.join([str(hidden.parents[1]), str(source)]),
     )
     assert done.returncode == 7

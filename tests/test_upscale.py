@@ -13,7 +13,7 @@ from cadyq.errors import ArgumentError, CheckpointError, ImageError
 from cadyq.functional.resize import imresize
 from cadyq.io.images import Picture, read_image
 from cadyq.quant.context import TileContext
-from cadyq.quant.exit import ExitRule
+from cadyq.functional.exit import ExitRule
 from cadyq.upscale import MODES, fill_transparent, load
 
 # Leaves wherever the mean |dx| is below about 0.02.
@@ -331,6 +331,6 @@ def test_loading(model_files, raises_clearly, tmp_path):
 
 def test_the_default_model_is_content_aware(monkeypatch):
     names = ["srresnet-x2", "srresnet_x4_8bit", "srresnet_x4_cadyq", "zzz-x4"]
-    monkeypatch.setattr("cadyq.io.models.shipped_models", lambda: names)
+    monkeypatch.setattr("cadyq.upscale.shipped_models", lambda: names)
     assert module.default_model() == "srresnet_x4_cadyq"
     assert module.default_model(2) == "srresnet-x2"

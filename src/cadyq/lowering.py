@@ -20,7 +20,7 @@ from cadyq.engine import plan as p
 from cadyq.errors import UnsupportedError
 from cadyq.quant.layers import Conv2d
 from cadyq.quant.pams import PAMS
-from cadyq.quant.selector import SELECTOR_INPUTS, BitSelector
+from cadyq.quant.selector import LOG_OFFSET, SELECTOR_INPUTS, BitSelector
 from cadyq.quant.site import Site
 
 __all__ = ["lower"]
@@ -230,7 +230,7 @@ def _selector(selector: BitSelector, channels: int) -> p.Selector:
     full[:, start : start + weight.shape[1]] = weight
     if use_gradient and not selector.log_features:
         full[:, :2] *= selector.gradient_gain
-    return p.Selector(full, bias, log_offset=1e-6 if selector.log_features else 0.0)
+    return p.Selector(full, bias, log_offset=LOG_OFFSET if selector.log_features else 0.0)
 
 
 def _tables(step: float, tanh: bool) -> tuple[Array, Array]:

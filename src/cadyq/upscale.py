@@ -18,17 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cadyq.cells import Inferred, SiteCost
 from cadyq.config import to_mapping
+from cadyq.engine.runtime import MAX_TILE, EngineRuntime
 from cadyq.errors import ArgumentError, MissingExtraError
 from cadyq.functional.cost import ZeroShare, bitops, fqr, zero_share
 from cadyq.functional.image import gray
 from cadyq.functional.resize import imresize
 from cadyq.functional.tiling import Grid, published_patches, strips
 from cadyq.io.images import Picture, from_pil, read_image, write_image
+from cadyq.io.plans import LoadedPlan, load_plan
+from cadyq.io.shipped import model_path, plan_path, shipped_models
 
 if TYPE_CHECKING:
     from cadyq.io.models import LoadedModel
-    from cadyq.quant.infer import Inferred, SiteCost
 
 __all__ = [
     "MODES",
@@ -36,6 +39,7 @@ __all__ = [
     "Mode",
     "Model",
     "Progress",
+    "Runtime",
     "Result",
     "default_model",
     "describe",
@@ -48,6 +52,8 @@ Mode: TypeAlias = Literal["tiles", "image", "patches"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 """``tiles``: one plane, bits per tile (default); ``image``: one choice for the whole picture; ``patches``:
 independent overlapping patches, as published."""
+
+Runtime: TypeAlias = Literal["auto", "engine", "torch"]
 
 ImageLike: TypeAlias = "NDArray[np.uint8] | Image.Image | Picture | str | os.PathLike[str]"
 Progress: TypeAlias = Callable[[int, int], None]
@@ -84,6 +90,7 @@ class Result:
         exited: share of the cells that left the network before the body and became bicubic, in [0, 1].
         bitops: BitOPs of the body: 2 MACs (weight bits / 32) (feature bits / 32), summed.
         seconds: wall time from the decoded picture to the result.
+        runtime: ``engine`` or ``torch``.
         source: the picture as it was read; its color profile is kept on saving.
     """
 
@@ -99,6 +106,7 @@ class Result:
     exited: float
     bitops: float
     seconds: float
+    runtime: Runtime
     source: Picture = field(repr=False)
 
     def picture(self) -> Picture:
@@ -116,31 +124,63 @@ class Result:
 class Model:
     """A loaded network, ready to upscale. `load` makes it.
 
+    It has up to two forms: a plan, which the integer engine runs without torch, and the fake-quantised network on
+    torch, which is loaded when it is first asked for.
+
     Attributes:
         name: what it was loaded as.
-        loaded: the network (torch), its quantization, exit rule and record.
+        plan: the integer form, or None.
         sites: the sites that are counted, see `SiteCost`.
+        scale: how many times wider and higher the result is.
+        tile: side of the tiles it was made for, in LR pixels.
+        radius: receptive radius, LR pixels.
+        exit_rule: which cells leave before the body, or None.
+        metadata: the file's record.
     """
 
-    def __init__(self, loaded: LoadedModel, name: str = "") -> None:
-        from cadyq.quant.infer import site_costs
+    def __init__(self, loaded: LoadedModel | None, name: str = "", plan: LoadedPlan | None = None) -> None:
+        self._loaded = loaded
+        self.plan = plan
+        self.engine = EngineRuntime(plan.plan, plan.macs) if plan is not None else None
+        if plan is not None and self.engine is not None:
+            self.name = name
+            self.sites: list[SiteCost] = self.engine.sites
+            self.scale, self.tile, self.radius = plan.plan.scale, plan.plan.tile, plan.radius
+            self.exit_rule, self.metadata = plan.exit_rule, plan.metadata
+        else:
+            assert loaded is not None
+            from cadyq.quant.infer import site_costs
 
-        self.loaded = loaded
-        self.name = name or loaded.network.name
-        self.sites: list[SiteCost] = site_costs(loaded.network)
+            quantization = loaded.quantization
+            self.name = name or loaded.network.name
+            self.sites = site_costs(loaded.network)
+            self.scale, self.radius = loaded.network.scale, loaded.network.radius
+            self.tile = quantization.tile if quantization is not None else DEFAULT_TILE
+            self.exit_rule, self.metadata = loaded.exit_rule, loaded.metadata
 
     @property
-    def scale(self) -> int:
-        """How many times wider and higher the result is."""
-        return self.loaded.network.scale
-
-    @property
-    def tile(self) -> int:
-        """Side of the tiles it was made for, in LR pixels."""
-        return self.loaded.quantization.tile if self.loaded.quantization is not None else DEFAULT_TILE
+    def loaded(self) -> LoadedModel:
+        """The network on torch. Raises `MissingExtraError` without torch."""
+        if self._loaded is None:
+            self._loaded = _torch_side().load_model(self.name)
+        return self._loaded
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, scale={self.scale})"
+
+    def runtime(self, mode: Mode, tile: int, wanted: Runtime = "auto") -> Runtime:
+        """Which runtime serves a mode: the engine where there is a plan, for tiles it can hold; else torch.
+
+        Raises:
+            ArgumentError: the engine is wanted where it cannot run.
+        """
+        fits = self.engine is not None and mode == "tiles" and tile <= MAX_TILE
+        if wanted == "engine" and not fits:
+            reason = "a model with a plan" if self.engine is None else f"mode 'tiles', tiles of at most {MAX_TILE}"
+            raise ArgumentError("runtime", wanted, f"'torch', as the engine needs {reason}")
+        if wanted not in get_args(Runtime):
+            raise ArgumentError("runtime", wanted, f"one of {', '.join(get_args(Runtime))}")
+        return "engine" if fits and wanted != "torch" else "torch"
 
     def upscale(
         self,
@@ -152,6 +192,7 @@ class Model:
         threads: int | None = None,
         force_bits: ForceBits = None,
         progress: Progress | None = None,
+        runtime: Runtime = "auto",
     ) -> Result:
         """Upscale a picture.
 
@@ -168,6 +209,7 @@ class Model:
             force_bits: bit-widths in place of the selectors' choices: one for all sites, or by site name one
                 or an array ``(rows, cols)``. It does not bring back cells that exit.
             progress: called after each part with (done, total).
+            runtime: ``engine`` (integers), ``torch`` (the same network simulated in float), or ``auto``.
 
         Raises:
             ArgumentError: an argument is outside what it accepts.
@@ -179,12 +221,17 @@ class Model:
         rgb = picture.pixels
         if picture.alpha is not None:
             rgb = fill_transparent(rgb, picture.alpha)
-        from cadyq.quant import infer
+        chosen = self.runtime(mode, tile, runtime)
+        job = _Job(self, rgb, tile, budget, force_bits, progress or (lambda done, total: None), chosen, threads)
+        if chosen == "engine":
+            cells = job.tiles()
+        else:
+            _torch_side()
+            from cadyq.quant import infer
 
-        job = _Job(self, rgb, tile, budget, force_bits, progress or (lambda done, total: None))
-        with infer.threads(threads):
-            cells = getattr(job, mode)()
-        return self._result(picture, mode, tile, cells, start)
+            with infer.threads(threads):
+                cells = getattr(job, mode)()
+        return self._result(picture, mode, tile, cells, start, chosen)
 
     def _checked(
         self, mode: str, tile: int | None, budget: float, threads: int | None, force_bits: ForceBits
@@ -209,7 +256,9 @@ class Model:
                 _check_bits(force_bits, site.candidates)
         return tile
 
-    def _result(self, picture: Picture, mode: Mode, tile: int, cells: _Cells, start: float) -> Result:
+    def _result(
+        self, picture: Picture, mode: Mode, tile: int, cells: _Cells, start: float, runtime: Runtime
+    ) -> Result:
         layers = [cells.pixels]
         if picture.is_gray:
             light = np.floor(gray(cells.pixels.astype(np.float32)) + 0.5).clip(0, 255)
@@ -238,6 +287,7 @@ class Model:
             exited=float(cells.exits.mean()),
             bitops=float(total),
             seconds=time.perf_counter() - start,
+            runtime=runtime,
             source=picture,
         )
 
@@ -248,19 +298,13 @@ def default_model(scale: int = 4) -> str:
     Raises:
         ArgumentError: none is shipped for this scale.
     """
-    models = _torch_side()
-    fitting = [name for name in models.shipped_models() if f"x{scale}" in re.split("[-_.]", name)]
+    fitting = [name for name in shipped_models() if f"x{scale}" in re.split("[-_.]", name)]
     if not fitting:
-        shipped = ", ".join(models.shipped_models()) or "none"
+        shipped = ", ".join(shipped_models()) or "none"
         raise ArgumentError(
             "scale", scale, f"the scale of a shipped model ({shipped})", "or pass a model file"
         )
     return str(min(fitting, key=lambda name: ("cadyq" not in name, name)))
-
-
-def shipped_models() -> list[str]:
-    """Return the names of the models inside the package, sorted. Raises `MissingExtraError` without torch."""
-    return list(_torch_side().shipped_models())
 
 
 def describe(model: str | os.PathLike[str]) -> dict[str, Any]:
@@ -269,27 +313,34 @@ def describe(model: str | os.PathLike[str]) -> dict[str, Any]:
     ``parameters`` counts the float network's (and, apart, what conversion added), ``storage_bytes`` the file.
     Arguments and errors are those of `load`.
     """
-    models = _torch_side()
     found = load(model)
-    network, quantization = found.loaded.network, found.loaded.quantization
-    metadata = found.loaded.metadata
-    path = models.model_path(model)
-    total = network.n_parameters()
-    plain = models.build_backbone(network.name, **network.config).n_parameters()
+    metadata, conversion, rule = found.metadata, None, found.exit_rule
+    if found.plan is not None:
+        plain, added, kind = found.plan.parameters, None, metadata["backbone"]
+        conversion = metadata["quantization"].get("conversion")
+    else:
+        models, network = _torch_side(), found.loaded.network
+        plain = models.build_backbone(network.name, **network.config).n_parameters()
+        added, kind = network.n_parameters() - plain, network.name
+        if found.loaded.quantization is not None:
+            conversion = to_mapping(found.loaded.quantization)
+    path = model_path(model)
     body = [site for site in found.sites if site.kind == "body"]
     return {
         "name": found.name,
         "file": str(path),
-        "backbone": network.name,
-        "scale": network.scale,
+        "backbone": kind,
+        "scale": found.scale,
+        "runtime": "engine" if found.engine is not None else "torch",
+        "isa": found.engine.isa() if found.engine is not None else None,
         "parameters": plain,
-        "parameters_of_quantization": total - plain,
+        "parameters_of_quantization": added,
         "storage_bytes": path.stat().st_size,
         "weight_bits": sorted({site.weight_bits for site in body}),
         "candidate_bits": sorted({bits for site in body for bits in site.candidates}),
         "sites": len(body),
-        "conversion": None if quantization is None else to_mapping(quantization),
-        "exit_rule": None if found.loaded.exit_rule is None else found.loaded.exit_rule.to_mapping(),
+        "conversion": conversion,
+        "exit_rule": None if rule is None else rule.to_mapping(),
         "license": metadata.get("license", "not stated"),
         "figures": metadata.get("figures", {}),
         "training": metadata.get("training", {}),
@@ -309,9 +360,13 @@ def load(model: str | os.PathLike[str] | None = None, scale: int | None = None) 
         CheckpointError: the file is damaged, of a newer format, or not a model.
         MissingExtraError: torch is not installed.
     """
-    models = _torch_side()
     name = os.fspath(model) if model is not None else default_model(4 if scale is None else scale)
-    result = Model(models.load_model(name), name)
+    model_path(name)
+    plan = plan_path(name)
+    if plan is not None:
+        result = Model(None, name, load_plan(plan))
+    else:
+        result = Model(_torch_side().load_model(name), name)
     if scale is not None and result.scale != scale:
         raise ArgumentError(
             "scale", scale, f"{result.scale}, which is what {name} does", "choose another model"
@@ -349,6 +404,8 @@ class _Job:
     budget: float
     force_bits: ForceBits
     progress: Progress
+    runtime: Runtime
+    threads: int | None
 
     def image(self) -> _Cells:
         """One decision for the whole picture."""
@@ -390,7 +447,7 @@ class _Job:
         shape = (grid.rows, grid.cols)
         exits = self._exits(shape)
         result, bits = self._canvas(), self._no_bits(shape)
-        blocks = _blocks(height, width, self.tile_size, self._network.radius)
+        blocks = _blocks(height, width, self.tile_size, self.model.radius)
         for done, (read, keep) in enumerate(blocks, start=1):
             if not exits[self._cells(keep)].all():
                 self._block(read, keep, exits, result, bits)
@@ -407,27 +464,32 @@ class _Job:
         result: NDArray[np.uint8],
         bits: dict[str, NDArray[np.uint8]],
     ) -> None:
-        from cadyq.quant.infer import run_tiles
-
         y0, y1, x0, x1 = read
         outer, inner = self._cells(read), self._cells(keep)
         index = np.arange(exits.size).reshape(exits.shape)[outer]
-        found: Inferred = run_tiles(
-            self._network,
+        found = self._run(
             self.rgb[y0:y1, x0:x1],
-            self.tile_size,
             active=~exits[outer].reshape(-1),
             force=_part_of(self._force(exits.shape), index.reshape(-1)),
-            budget=self.budget,
         )
         self._paste(result, found.pixels[0], (y0, x0), keep)
         ys, xs = (slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
         for name, value in found.bits.items():
             bits[name][inner] = value.reshape(index.shape)[ys, xs]
 
+    def _run(self, rgb: NDArray[np.uint8], active: NDArray[np.bool_], force: ForceBits) -> Inferred:
+        """One block of tiles on the chosen runtime."""
+        engine = self.model.engine
+        if self.runtime == "engine" and engine is not None:
+            wanted = {"active": active, "force": force, "budget": self.budget, "threads": self.threads}
+            return engine.run_tiles(rgb, self.tile_size, **wanted)
+        from cadyq.quant.infer import run_tiles
+
+        return run_tiles(self._network, rgb, self.tile_size, active=active, force=force, budget=self.budget)
+
     def _exits(self, shape: tuple[int, int]) -> NDArray[np.bool_]:
         """Which tiles leave before the body, ``(rows, cols)``; judged in bands to save memory."""
-        rule, tile = self.model.loaded.exit_rule, self.tile_size
+        rule, tile = self.model.exit_rule, self.tile_size
         result = np.zeros(shape, bool)
         if rule is None:
             return result
@@ -442,7 +504,7 @@ class _Job:
     def _fill_exits(self, result: NDArray[np.uint8], exits: NDArray[np.bool_]) -> None:
         """Bicubic where cells left, with a cross-fade inside the computed cells that touch them."""
         plain = imresize(self.rgb, result.shape[:2])
-        rule = self.model.loaded.exit_rule
+        rule = self.model.exit_rule
         assert rule is not None
         fade, side = rule.fade * self.model.scale, self.tile_size * self.model.scale
         around = np.pad(exits, 1)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +12,14 @@ from numpy.typing import NDArray
 
 from cadyq.backbones import Backbone, build_backbone
 from cadyq.config import Quantization, from_mapping, to_mapping
-from cadyq.errors import ArgumentError, CheckpointError
+from cadyq.errors import CheckpointError
 from cadyq.io.checkpoints import load_checkpoint, save_checkpoint
+from cadyq.io.shipped import model_path
 from cadyq.quant.convert import convert
-from cadyq.quant.exit import ExitRule
+from cadyq.functional.exit import ExitRule
 from cadyq.quant.layers import Conv2d
 
-__all__ = ["LoadedModel", "load_model", "model_path", "save_model", "shipped_models"]
+__all__ = ["LoadedModel", "load_model", "save_model"]
 
 
 class LoadedModel:
@@ -44,29 +43,6 @@ class LoadedModel:
         self.quantization = quantization
         self.exit_rule = exit_rule
         self.metadata = metadata
-
-
-def shipped_models() -> list[str]:
-    """Names of the models inside the package."""
-    folder = files("cadyq").joinpath("models")
-    if not folder.is_dir():
-        return []
-    return sorted(p.name[: -len(".safetensors")] for p in folder.iterdir() if p.name.endswith(".safetensors"))
-
-
-def model_path(model: str | os.PathLike[str]) -> Path:
-    """Path of a shipped model's name or of a file.
-
-    Raises:
-        ArgumentError: neither.
-    """
-    path = Path(model)
-    if path.is_file():
-        return path
-    if str(model) in shipped_models():
-        return Path(str(files("cadyq").joinpath("models", f"{model}.safetensors")))
-    known = ", ".join(shipped_models()) or "none"
-    raise ArgumentError("model", str(model), f"a model file or one of the shipped models ({known})")
 
 
 def save_model(

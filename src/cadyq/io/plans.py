@@ -8,18 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from cadyq.engine.plan import Plan
 from cadyq.errors import CheckpointError
 from cadyq.io.checkpoints import load_checkpoint, save_checkpoint
-from cadyq.quant.exit import ExitRule
+from cadyq.functional.exit import ExitRule
 
-__all__ = ["LoadedPlan", "load_plan", "plan_path", "save_plan"]
-
-SUFFIX = ".plan.safetensors"
+__all__ = ["LoadedPlan", "load_plan", "save_plan"]
 
 
 @dataclass(frozen=True)
@@ -41,15 +37,6 @@ class LoadedPlan:
     radius: int
     exit_rule: ExitRule | None
     metadata: dict[str, Any]
-
-
-def plan_path(model: str | os.PathLike[str]) -> Path | None:
-    """Path of a shipped model's plan, or of a plan file; ``None`` if it is neither."""
-    path = Path(model)
-    if path.is_file():
-        return path if path.name.endswith(SUFFIX) else None
-    shipped = Path(str(files("cadyq").joinpath("models", f"{model}{SUFFIX}")))
-    return shipped if shipped.is_file() else None
 
 
 def save_plan(

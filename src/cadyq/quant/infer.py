@@ -5,56 +5,25 @@ Nothing here cuts or joins pictures; `cadyq.upscale` does, and knows no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeAlias
+
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cadyq.cells import Force, Inferred, SiteCost
 from cadyq.functional.image import to_uint8
 from cadyq.quant.context import Context, SiteRecord, TileContext
 from cadyq.quant.layers import Conv2d
 from cadyq.quant.site import sites_of
 
-__all__ = ["Force", "Inferred", "SiteCost", "run_batch", "run_tiles", "site_costs", "threads"]
-
-Force: TypeAlias = "int | Mapping[str, int | NDArray[Any]] | None"
+__all__ = ["run_batch", "run_tiles", "site_costs", "threads"]
 
 # At the output's size a plane of 64 channels takes 4 KiB per LR pixel, and a few are alive at once.
 _BAND_PIXELS = 1 << 16
-
-
-class SiteCost(NamedTuple):
-    """What a counted site costs.
-
-    Attributes:
-        name: path of the site in the network.
-        kind: ``body`` or ``fixed``.
-        macs_per_pixel: multiply-accumulates of its convolution per LR pixel.
-        weight_bits: bit-width of the convolution's weights, 32 for float.
-        candidates: bit-widths the site may choose, ascending; (32,) in a float network.
-    """
-
-    name: str
-    kind: str
-    macs_per_pixel: float
-    weight_bits: int
-    candidates: tuple[int, ...]
-
-
-class Inferred(NamedTuple):
-    """Result of one pass.
-
-    Attributes:
-        pixels: uint8 ``(n, scale h, scale w, 3)``.
-        bits: per counted site, one bit-width per picture or tile, uint8 ``(cells,)``.
-    """
-
-    pixels: NDArray[np.uint8]
-    bits: dict[str, NDArray[np.uint8]]
 
 
 def site_costs(network: nn.Module) -> list[SiteCost]:

@@ -8,7 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SELECTOR_INPUTS", "BitSelector", "SelectorInput"]
+__all__ = ["LOG_OFFSET", "SELECTOR_INPUTS", "BitSelector", "SelectorInput"]
+
+# Far above what float32 makes of an exact zero, a fortieth of a grey level of gradient.
+LOG_OFFSET = 1e-4
 
 SelectorInput = Literal["both", "gradient", "channel", "layer", "gradient+layer"]
 # The ablations of supplement B.1: what the selector sees.
@@ -25,7 +28,7 @@ class BitSelector(nn.Module):
     """One linear layer and a softmax over the candidates (CADyQ, section 3.3).
 
     The input is the mean |dx|, |dy| of the LR patch (in [0, 1] units) and the standard deviation of each channel
-    of the feature. With ``log_features`` each input v becomes (log(v + 1e-6) - center) / spread: sensitivities are
+    of the feature. With ``log_features`` each input v becomes (log(v + 1e-4) - center) / spread: sensitivities are
     ratios, and the fixed centre and spread (from calibration) put pictures of all contrasts and features of all
     ranges on one footing. Without it the inputs are used as they are, the gradient multiplied by
     ``gradient_gain`` (1e3 in the released reference for EDSR, SRResNet and IDN).
@@ -91,7 +94,7 @@ class BitSelector(nn.Module):
             parts.append(deviation.square().mean(1, keepdim=True).sqrt())
         vector = torch.cat(parts, 1)
         if self.log_features:
-            vector = (torch.log(vector + 1e-6) - self.center) / self.spread
+            vector = (torch.log(vector + LOG_OFFSET) - self.center) / self.spread
         return vector
 
     def forward(self, gradient: Tensor, deviation: Tensor, budget: float = 0.0) -> Tensor:

@@ -1,0 +1,50 @@
+"""Models inside the package, by name; a model may come with a plan of the integer engine beside it."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+from cadyq.errors import ArgumentError
+
+__all__ = ["MODEL_SUFFIX", "PLAN_SUFFIX", "model_path", "plan_path", "shipped_models"]
+
+MODEL_SUFFIX = ".safetensors"
+PLAN_SUFFIX = ".plan.safetensors"
+
+
+def _folder() -> Path:
+    return Path(str(files("cadyq").joinpath("models")))
+
+
+def shipped_models() -> list[str]:
+    """Names of the models inside the package, sorted."""
+    names = {p.name.removesuffix(PLAN_SUFFIX).removesuffix(MODEL_SUFFIX) for p in _folder().glob(f"*{MODEL_SUFFIX}")}
+    return sorted(names)
+
+
+def model_path(model: str | os.PathLike[str]) -> Path:
+    """Path of a shipped model's name, or of a file.
+
+    Raises:
+        ArgumentError: neither.
+    """
+    path = Path(model)
+    if path.is_file():
+        return path
+    name = os.fspath(model)
+    if name in shipped_models():
+        return _folder() / f"{name}{MODEL_SUFFIX}"
+    known = ", ".join(shipped_models()) or "none"
+    raise ArgumentError("model", name, f"a model file or one of the shipped models ({known})")
+
+
+def plan_path(model: str | os.PathLike[str]) -> Path | None:
+    """Path of the plan that belongs to a shipped model or to a model file; ``None`` if there is none."""
+    path = Path(model)
+    if not path.is_file():
+        path = model_path(model)
+    if not path.name.endswith(PLAN_SUFFIX):
+        path = path.with_name(path.name.removesuffix(MODEL_SUFFIX) + PLAN_SUFFIX)
+    return path if path.is_file() else None
