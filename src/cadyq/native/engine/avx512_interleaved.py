@@ -125,7 +125,10 @@ def output_rows(store: str, slope: bool) -> list[Code]:
             else:
                 code += [f"movq {RESIDUALS + 8 * a}(%rcx), %r11", "addq %r12, %r11"]
                 code += [f"vpmovsdw %zmm{y}, %ymm{y}" for y in RESULTS]
-                code += [f"vpaddsw {p.replace('r9', 'r11')}, %ymm{y}, %ymm{y}" for y, p in zip(RESULTS, pixels, strict=True)]
+                code += [
+                    f"vpaddsw {p.replace('r9', 'r11')}, %ymm{y}, %ymm{y}"
+                    for y, p in zip(RESULTS, pixels, strict=True)
+                ]
                 code += [f"vmovdqu %ymm{y}, {p}" for y, p in zip(RESULTS, pixels, strict=True)]
         else:
             code.append(f"vmovups {REQUANT}(%r10), %zmm10")
@@ -139,7 +142,11 @@ def output_rows(store: str, slope: bool) -> list[Code]:
                 code.append(f"vpminsb {HIGH}(%r15), %zmm0, %zmm0")
             else:
                 code += [op("vpackuswb", 2, 0, 0), f"vpminub {HIGH}(%r15), %zmm0, %zmm0"]
-            code += [f"vpxord {FLIP}(%r15), %zmm0, %zmm0", op("vpermd", 0, 1, 0), f"vmovdqu %xmm0, {pixels[0]}"]
+            code += [
+                f"vpxord {FLIP}(%r15), %zmm0, %zmm0",
+                op("vpermd", 0, 1, 0),
+                f"vmovdqu %xmm0, {pixels[0]}",
+            ]
             code += [f"vextracti32x4 ${i}, %zmm0, {pixels[i]}" for i in (1, 2, 3)]
         parts.append(code)
     return parts
@@ -163,7 +170,13 @@ def function(name: str, setup: Code, parts: list[Code], advance: Code) -> Code:
     body += [op("vpxord", r, r, r) for r in range(16, 32)]
     body += ["movl $2, %eax", ".p2align 5"]
     loop = mix(sum((multiply(s) for s in range(HALF_STEPS)), []), sum(parts, []))
-    loop += [f"addq ${4 * HALF_STEPS}, %rdi", f"addq ${256 * HALF_STEPS}, %rsi", *advance, "decl %eax", "jnz 1b"]
+    loop += [
+        f"addq ${4 * HALF_STEPS}, %rdi",
+        f"addq ${256 * HALF_STEPS}, %rsi",
+        *advance,
+        "decl %eax",
+        "jnz 1b",
+    ]
     end = [f"vmovdqa64 %zmm{16 + r}, {64 * r}(%rdx)" for r in range(16)]
     end += [f"popq %{r}" for r in reversed(SAVED)] + ["ret"]
     indent = ["\t" + line for line in body] + ["1:"] + ["\t" + line for line in loop + end]

@@ -115,6 +115,8 @@ struct Group {
   std::vector<Node> nodes;
   std::vector<std::unique_ptr<View>> views;
   int strips = 0;
+  bool skips = false;  // writes the image and nothing that lasts: exited tiles need not be computed
+  int margin = 0;      // input pixels beyond a tile that its result depends on
 };
 
 struct Segment {
@@ -175,6 +177,7 @@ class Network {
   void run_tile(const Segment& segment, Tile tile, Thread& thread, const int8_t* forced, uint8_t* bits, int8_t* choice);
   int select(const SiteData& site, int tile, const int16_t* values, size_t pitch, int height, int width, int channels,
              Thread& thread) const;
+  bool needed(int y0, int x0, int y1, int x1, int level, int margin) const;
   void settle(int plane);
   void quantize_row(const Store& plane, int y, int x0, int x1, uint8_t* dst, const CadyqQuantizer& q, int store) const;
   void convolve(const Conv& conv, int k, const std::vector<const uint8_t*>& rows, int height, int width,
@@ -194,6 +197,7 @@ class Network {
   std::vector<double> gradients_;
   std::vector<std::pair<std::string, double>> profile_;
   int height_ = 0, width_ = 0, rows_ = 0, columns_ = 0;
+  const uint8_t* exited_ = nullptr;  // during a run, where some are
   bool wide_ = false, dynamic_ = false;
 };
 
