@@ -84,7 +84,8 @@ void gradient_rows(const Image& in, int channels, int tile, int tile_row, int co
 
 void Network::gradients(Pool& pool, const Image& in) {
   const int channels = planes_[steps_[0].dst].channels;
-  std::vector<int64_t> sums(gradients_.size(), 0);
+  std::vector<int64_t>& sums = gradient_sums_;
+  sums.assign(gradients_.size(), 0);
   pool.run(rows_, [&](int r, int) {
     if (in.wide)
       gradient_rows<uint16_t>(in, channels, tile_, r, columns_, sums.data());
@@ -107,26 +108,27 @@ void Network::run(Pool& pool, const Image& in, void* out, const int8_t* forced, 
                   int8_t* choice) {
   // Where nothing is chosen, tiles are only a matter of speed: larger ones recompute less of each other's hidden ring.
   const int rows = (in.height + plan_tile_ - 1) / plan_tile_, columns = (in.width + plan_tile_ - 1) / plan_tile_;
-  const bool fixed = !dynamic_ && std::all_of(exited, exited + rows * columns, [](uint8_t e) { return e == 0; });
+  const bool some = std::any_of(exited, exited + rows * columns, [](uint8_t e) { return e != 0; });
+  const bool fixed = !dynamic_ && !some;
+  exited_ = some ? exited : nullptr;
   resize(in, pool.threads(), fixed ? fixed_tile(in.height, in.width) : plan_tile_);
-  const std::vector<int8_t> free(fixed ? static_cast<size_t>(rows_) * columns_ * n_sites_ : 0, -1);
-  const std::vector<uint8_t> none(fixed ? static_cast<size_t>(rows_) * columns_ : 0, 0);
-  std::vector<uint8_t> own_bits(fixed ? free.size() : 0);
-  std::vector<int8_t> own_choice(fixed ? free.size() : 0);
   if (fixed) {
     for (int t = 0; t < rows * columns; ++t)
       for (int s = 0; s < n_sites_; ++s) {
         bits[t * n_sites_ + s] = static_cast<uint8_t>(site_bits_[s]);
         choice[t * n_sites_ + s] = 0;
       }
-    forced = free.data();
-    exited = none.data();
-    bits = own_bits.data();
-    choice = own_choice.data();
+    const size_t n = static_cast<size_t>(rows_) * columns_ * n_sites_;
+    free_.assign(n, -1);
+    none_.assign(static_cast<size_t>(rows_) * columns_, 0);
+    own_bits_.resize(n);
+    own_choice_.resize(n);
+    forced = free_.data();
+    exited = none_.data();
+    bits = own_bits_.data();
+    choice = own_choice_.data();
   }
   for (auto& p : profile_) p.second = 0;
-  const bool some = std::any_of(exited, exited + rows * columns, [](uint8_t e) { return e != 0; });
-  exited_ = some ? exited : nullptr;
   if (dynamic_) gradients(pool, in);
   for (Segment& s : segments_) {
     if (s.block < 0) {

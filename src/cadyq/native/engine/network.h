@@ -195,6 +195,10 @@ class Network {
   std::vector<Store> stores_;
   std::vector<Thread> threads_;
   std::vector<double> gradients_;
+  std::vector<int64_t> gradient_sums_;
+  // stand-ins for the caller's arrays, where the working tiles are not the plan's
+  std::vector<int8_t> free_, own_choice_;
+  std::vector<uint8_t> none_, own_bits_;
   std::vector<std::pair<std::string, double>> profile_;
   int height_ = 0, width_ = 0, rows_ = 0, columns_ = 0;
   const uint8_t* exited_ = nullptr;  // during a run, where some are
