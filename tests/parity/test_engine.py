@@ -94,6 +94,14 @@ def test_exited_tiles():
     assert not result.bits[exited].any()
 
 
+def test_large_exited_areas():
+    plan = random_plan(Shape(channels=32, blocks=1, bits=(4, 8), tile=12, stages=(2,), tail=5), 1)
+    for seed in range(2):
+        exited = np.random.default_rng(seed).random((9, 11)) < 0.8
+        result = assert_equal(plan, random_picture(105, 130, seed), portable=False, exited=exited)
+        assert exited.any() and not result.bits[exited].any()
+
+
 def test_engine_is_reusable_across_sizes():
     plan = random_plan(SMALL["prelu"], 5)
     engine = Engine(plan, 2)

@@ -25,7 +25,8 @@ LUMA = np.array([19595, 38470, 7471], np.int64)  # BT.601 in 1/65536; equation (
 class Result:
     """What an engine returns.
 
-    ``image`` is ``(scale*H, scale*W, C)`` in the input's type. ``bits`` is uint8 ``(rows, columns, sites)``,
+    ``image`` is ``(scale*H, scale*W, C)`` in the input's type, zero where tiles exited.
+    ``bits`` is uint8 ``(rows, columns, sites)``,
     ``choice`` int8 of the same shape: the chosen candidate's index, -1 where a tile was not computed.
     """
 
@@ -227,7 +228,8 @@ def run(plan: Plan, image: Array, choice: Array | None = None, exited: Array | N
     """Execute a plan on an image.
 
     ``choice`` forces candidates (int8 ``(rows, columns, sites)``, -1 leaves the choice to the selector);
-    ``exited`` (bool ``(rows, columns)``) marks tiles that no block computes. Raises `ArgumentError`.
+    ``exited`` (bool ``(rows, columns)``) marks tiles that no block computes and that stay zero in the
+    image, for the caller to fill. Raises `ArgumentError`.
     """
     check_image(plan, image)
     forced, gone = check_masks(plan, image, choice, exited)
@@ -267,5 +269,9 @@ def run(plan: Plan, image: Array, choice: Array | None = None, exited: Array | N
             first_site += len(step.convs)
         elif isinstance(step, ImageOut):
             table = step.table8 if image.dtype == np.uint8 else step.table16
-            return Result(table[planes[step.src].astype(np.int64) + 32768], bits, picked)
+            out = table[planes[step.src].astype(np.int64) + 32768]
+            side = plan.tile * plan.scale
+            for r, c in np.argwhere(gone):
+                out[r * side : (r + 1) * side, c * side : (c + 1) * side] = 0
+            return Result(out, bits, picked)
     raise AssertionError("a validated plan ends with an image output")

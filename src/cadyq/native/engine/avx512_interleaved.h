@@ -6,11 +6,11 @@
 namespace cadyq_avx512 {
 
 // in_columns: six rows of codes, then Z. in_rows: Z, transformed inputs. out_columns: products, O.
-// out_*: O, constants of the first channel, byte offset in the pixel, bytes between pixels, fixed constants.
+// out_*: two rows of O, constants of the first channel, byte offset in the pixel, bytes between pixels, fixed constants.
 struct Task {
   const void* field[8];
-  uint8_t* destination[4];
-  const int16_t* residual[4];
+  uint8_t* destination[2];
+  const int16_t* residual[2];
 };
 
 struct alignas(64) Constants {
@@ -23,7 +23,7 @@ struct alignas(64) Constants {
   int32_t order[16];
 };
 static_assert(offsetof(Constants, inverse9) == 1024 && offsetof(Constants, low) == 1088 &&
-                  offsetof(Constants, order) == 1280 && offsetof(Task, destination) == 64,
+                  offsetof(Constants, order) == 1280 && offsetof(Task, destination) == 64 && offsetof(Task, residual) == 80,
               "the assembly relies on this layout");
 
 using Interleaved = void(const void* v, const void* u, void* m, const Task* task);

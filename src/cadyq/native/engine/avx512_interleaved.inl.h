@@ -77,7 +77,7 @@ class InterleavedRegion {
       n_tasks_ = 0;
       int out = 0, in = 0;
       if (before.round >= 0)
-        for (; out < tiles(before.round) && n_tasks_ + 4 <= calls; ++out) add_output(before, out);
+        for (; out < tiles(before.round) && n_tasks_ + 6 <= calls; ++out) add_output(before, out);
       if (ahead)
         for (; in < tiles(round + 1) && n_tasks_ + 2 <= calls; ++in) add_input(round + 1, in);
       const uint8_t* v = inputs_[round % slots_];
@@ -168,9 +168,10 @@ class InterleavedRegion {
     const bool clipped = 4 * ty + 4 > job_.height || 4 * tx + 4 > job_.width;
     const int sub = block * 64 / target.channels, first = block * 64 % target.channels;
     const size_t pixel = static_cast<size_t>(s) * target.channels * element;
-    for (int half = 0; half < 2; ++half) {
+    for (int part = 0; part < 4; ++part) {
+      const int half = part % 2, first_row = part / 2 * 2;
       Entry& d = add(out_);
-      d.task.field[0] = o_ + half * 128;
+      d.task.field[0] = o_ + half * 128 + first_row * 6 * 256;
       d.task.field[1] = constants_[block].factor + half * 32;
       d.task.field[2] = reinterpret_cast<const void*>(static_cast<size_t>(half) * 32 * element);
       d.task.field[3] = reinterpret_cast<const void*>(clipped ? size_t{64} * element : pixel);
@@ -178,18 +179,19 @@ class InterleavedRegion {
       d.ty = ty;
       d.tx = tx;
       d.channel = block * 64;
-      d.before = clipped && half == 0 && target.residual;
-      d.after = clipped && half == 1;
-      for (int a = 0; a < 4; ++a) {
+      d.before = clipped && part == 0 && target.residual;
+      d.after = clipped && part == 3;
+      for (int i = 0; i < 2; ++i) {
+        const int a = first_row + i;
         if (clipped) {
-          d.task.destination[a] = spare_ + static_cast<size_t>(a) * 4 * 64 * element;
-          d.task.residual[a] = spare_residual_ + a * 4 * 64;
+          d.task.destination[i] = spare_ + static_cast<size_t>(a) * 4 * 64 * element;
+          d.task.residual[i] = spare_residual_ + a * 4 * 64;
           continue;
         }
         const int row = (4 * ty + a) * s + sub / s;
         const size_t at = (static_cast<size_t>(4 * tx) * s + sub % s) * target.channels + first;
-        d.task.destination[a] = target.rows[row] + at * element;
-        d.task.residual[a] = target.residual ? target.residual[row] + at : nullptr;
+        d.task.destination[i] = target.rows[row] + at * element;
+        d.task.residual[i] = target.residual ? target.residual[row] + at : nullptr;
       }
     }
   }
@@ -222,7 +224,7 @@ class InterleavedRegion {
   int16_t* spare_residual_;
   Constants* constants_;
   Interleaved* out_;
-  Entry tasks_[6 * kTiles];
+  Entry tasks_[8 * kTiles];
   int n_tasks_ = 0, slots_ = 2;
 };
 

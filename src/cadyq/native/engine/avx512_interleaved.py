@@ -1,8 +1,8 @@
 """Writes the assembly of the interleaved Winograd kernels: python avx512_interleaved.py OUTPUT.
 
-Each function multiplies one Winograd position of four tiles (64 inputs, 64 outputs) and meanwhile does one task for
-a neighbouring round of tiles, instruction by instruction: dot products keep two of the vector units busy, transforms
-use the others. Compilers neither keep the accumulators in registers nor mix the two streams.
+Each function multiplies one Winograd position of four tiles (64 inputs, 64 outputs) and meanwhile does one
+task for a neighbouring round of tiles, instruction by instruction: dot products keep two of the vector units
+busy, transforms use the others. Compilers neither keep the accumulators in registers nor mix the two streams.
 
 Registers: zmm16-31 accumulators, zmm12-15 weights, zmm11 broadcast inputs; zmm0-10 belong to the task.
 rdi inputs, rsi weights, rdx results, rcx the task (struct Task of avx512_interleaved.h), rax a loop counter.
@@ -11,8 +11,6 @@ rdi inputs, rsi weights, rdx results, rcx the task (struct Task of avx512_interl
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from itertools import chain
 
 TILES = 12
 INPUT_PLANE = TILES * 128 + 64  # bytes between Winograd positions: transformed inputs
@@ -22,7 +20,7 @@ ROWS = ("r8", "r9", "r10", "r11", "rbx", "r12")
 SAVED = ("rbx", "r12", "r13", "r14", "r15")
 
 # struct Task
-DESTINATIONS, RESIDUALS = 64, 96
+DESTINATIONS, RESIDUALS = 64, 80
 # struct Constants: per channel first, then what is the same for all channels
 FACTOR, BIAS, SLOPE, REQUANT, FIXED = 0, 256, 512, 768, 1024
 INVERSE9, MAX16, MIN16, LOW, HIGH, FLIP, ORDER = 0, 4, 8, 64, 128, 192, 256
@@ -44,11 +42,11 @@ def multiply(step: int) -> Code:
     return code
 
 
-def transform_input(store: Callable[[int], str]) -> Code:
+def transform_input(targets: list[str]) -> Code:
     """B^T of zmm0-5, equation (11)."""
 
     def put(k: int) -> str:
-        return f"vmovdqa64 %zmm8, {store(k)}"
+        return f"vmovdqa64 %zmm8, {targets[k]}"
 
     return [
         "vpsllw $2, %zmm2, %zmm6", "vpsllw $2, %zmm1, %zmm7",
@@ -77,8 +75,7 @@ def input_columns(load: str) -> list[Code]:
     parts = []
     for q in range(6):
         code = [f"{load} {q * 64}(%{ROWS[a]}), %zmm{a}" for a in range(6)]
-        targets = [f"{(k * 6 + q) * 128}(%rcx)" for k in range(6)]
-        parts.append(code + transform_input(targets.__getitem__))
+        parts.append(code + transform_input([f"{(k * 6 + q) * 128}(%rcx)" for k in range(6)]))
     return parts
 
 
@@ -87,8 +84,7 @@ def input_rows() -> list[Code]:
     parts = []
     for a in range(6):
         code = [f"vmovdqa64 {(a * 6 + q) * 128}(%r8), %zmm{q}" for q in range(6)]
-        targets = [f"{(a * 6 + k) * INPUT_PLANE}(%r9)" for k in range(6)]
-        parts.append(code + transform_input(targets.__getitem__))
+        parts.append(code + transform_input([f"{(a * 6 + k) * INPUT_PLANE}(%r9)" for k in range(6)]))
     return parts
 
 
@@ -103,9 +99,12 @@ def output_columns() -> list[Code]:
 
 
 def output_rows(store: str, slope: bool) -> list[Code]:
-    """O to the target, one row of four pixels at a time: equations (7), (13) and (4)."""
+    """Two rows of O to the target, one row of four pixels at a time: equations (7), (13) and (4).
+
+    Only two rows, as this is the longest task: more would take longer than the products it hides behind.
+    """
     parts = []
-    for a in range(4):
+    for a in range(2):
         code = [f"vmovdqa64 {(a * 6 + q) * 256}(%r8), %zmm{q}" for q in range(6)]
         code += TRANSFORM_OUTPUT
         code += [f"movq {DESTINATIONS + 8 * a}(%rcx), %r9", "addq %r12, %r9"]
@@ -169,7 +168,7 @@ def function(name: str, setup: Code, parts: list[Code], advance: Code) -> Code:
     body = [f"pushq %{r}" for r in SAVED] + setup
     body += [op("vpxord", r, r, r) for r in range(16, 32)]
     body += ["movl $2, %eax", ".p2align 5"]
-    loop = mix([*chain.from_iterable(map(multiply, range(HALF_STEPS)))], [*chain.from_iterable(parts)])
+    loop = mix([i for s in range(HALF_STEPS) for i in multiply(s)], [i for part in parts for i in part])
     loop += [
         f"addq ${4 * HALF_STEPS}, %rdi",
         f"addq ${256 * HALF_STEPS}, %rsi",
@@ -195,7 +194,8 @@ def program() -> Code:
     two, both = fields[:2], ["addq $64, %r8", "addq $64, %r9"]
     code += function("cadyq_wino_in_rows", two, input_rows(), both)
     code += function("cadyq_wino_out_columns", two, output_columns(), both)
-    # r8 source, r10 constants per channel, r12 offset in the pixel, r13 and r14 one and three pixels, r15 constants
+    # r8 source, r10 constants per channel, r12 offset in the pixel, r13 and r14 one and three pixels,
+    # r15 fixed constants
     target = ["movq (%rcx), %r8", "movq 8(%rcx), %r10", "movq 16(%rcx), %r12", "movq 24(%rcx), %r13"]
     target += ["leaq (%r13, %r13, 2), %r14", "movq 32(%rcx), %r15"]
     for store in ("signed", "unsigned", "int16", "residual"):

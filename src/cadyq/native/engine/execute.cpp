@@ -17,7 +17,24 @@ int16_t clamp16(float v) {
   return static_cast<int16_t>(std::lrintf(std::min(std::max(v, -32768.f), 32767.f)));
 }
 
-constexpr int kFixedTile = 64;
+// Side of the working tiles of a plan without choices: the least work, hidden ring and rounding to 4x4 included.
+int fixed_tile(int height, int width) {
+  int best = 64;
+  long least = -1;
+  for (int t = 56; t <= 80; t += 2) {
+    long work = 0;
+    for (int y = 0; y < height; y += t)
+      for (int x = 0; x < width; x += t) {
+        const long h = std::min(t, height - y), w = std::min(t, width - x);
+        work += ((h + 3) / 4) * ((w + 3) / 4) + ((h + 5) / 4) * ((w + 5) / 4);
+      }
+    if (least < 0 || work < least) {
+      least = work;
+      best = t;
+    }
+  }
+  return best;
+}
 
 template <class T>
 void image_row(const T* src, int width, int channels, const float* multiplier, const float* offset, int16_t* dst) {
@@ -67,7 +84,8 @@ void gradient_rows(const Image& in, int channels, int tile, int tile_row, int co
 
 void Network::gradients(Pool& pool, const Image& in) {
   const int channels = planes_[steps_[0].dst].channels;
-  std::vector<int64_t> sums(gradients_.size(), 0);
+  std::vector<int64_t>& sums = gradient_sums_;
+  sums.assign(gradients_.size(), 0);
   pool.run(rows_, [&](int r, int) {
     if (in.wide)
       gradient_rows<uint16_t>(in, channels, tile_, r, columns_, sums.data());
@@ -90,22 +108,25 @@ void Network::run(Pool& pool, const Image& in, void* out, const int8_t* forced, 
                   int8_t* choice) {
   // Where nothing is chosen, tiles are only a matter of speed: larger ones recompute less of each other's hidden ring.
   const int rows = (in.height + plan_tile_ - 1) / plan_tile_, columns = (in.width + plan_tile_ - 1) / plan_tile_;
-  const bool fixed = !dynamic_ && std::all_of(exited, exited + rows * columns, [](uint8_t e) { return e == 0; });
-  resize(in, pool.threads(), fixed ? std::max(plan_tile_, kFixedTile) : plan_tile_);
-  const std::vector<int8_t> free(fixed ? static_cast<size_t>(rows_) * columns_ * n_sites_ : 0, -1);
-  const std::vector<uint8_t> none(fixed ? static_cast<size_t>(rows_) * columns_ : 0, 0);
-  std::vector<uint8_t> own_bits(fixed ? free.size() : 0);
-  std::vector<int8_t> own_choice(fixed ? free.size() : 0);
+  const bool some = std::any_of(exited, exited + rows * columns, [](uint8_t e) { return e != 0; });
+  const bool fixed = !dynamic_ && !some;
+  exited_ = some ? exited : nullptr;
+  resize(in, pool.threads(), fixed ? fixed_tile(in.height, in.width) : plan_tile_);
   if (fixed) {
     for (int t = 0; t < rows * columns; ++t)
       for (int s = 0; s < n_sites_; ++s) {
         bits[t * n_sites_ + s] = static_cast<uint8_t>(site_bits_[s]);
         choice[t * n_sites_ + s] = 0;
       }
-    forced = free.data();
-    exited = none.data();
-    bits = own_bits.data();
-    choice = own_choice.data();
+    const size_t n = static_cast<size_t>(rows_) * columns_ * n_sites_;
+    free_.assign(n, -1);
+    none_.assign(static_cast<size_t>(rows_) * columns_, 0);
+    own_bits_.resize(n);
+    own_choice_.resize(n);
+    forced = free_.data();
+    exited = none_.data();
+    bits = own_bits_.data();
+    choice = own_choice_.data();
   }
   for (auto& p : profile_) p.second = 0;
   if (dynamic_) gradients(pool, in);
@@ -211,6 +232,17 @@ void Network::settle(int plane) {
     }
 }
 
+// Whether anything computed tiles need lies in a region, given in pixels at `level` times the input's resolution.
+bool Network::needed(int y0, int x0, int y1, int x1, int level, int margin) const {
+  if (!exited_) return true;
+  const int ty0 = std::max(0, y0 / level - margin) / tile_, ty1 = std::min(height_ - 1, (y1 - 1) / level + margin) / tile_;
+  const int tx0 = std::max(0, x0 / level - margin) / tile_, tx1 = std::min(width_ - 1, (x1 - 1) / level + margin) / tile_;
+  for (int y = ty0; y <= ty1; ++y)
+    for (int x = tx0; x <= tx1; ++x)
+      if (!exited_[y * columns_ + x]) return true;
+  return false;
+}
+
 void Network::run_group(Pool& pool, Group& group, const Image& in, void* out) {
   for (const Node& node : group.nodes) {
     if (node.residual_plane >= 0) settle(node.residual_plane);
@@ -267,25 +299,26 @@ void Network::run_node(Pool& pool, Group& group, Node& node, int from, int to, c
     const StepData& end = steps_.back();
     const int channels = planes_[end.src].channels, width = src->width * conv.shuffle;
     const CadyqEpilogue e = epilogue(conv, 0, nullptr);
+    const size_t sample = in.wide ? 2 : 1;
+    const int level = src->height / height_, zoom = scale_ / level;
     auto write = [&](size_t at, int value) {
       if (in.wide)
         static_cast<uint16_t*>(out)[at] = end.table16[value + 32768];
       else
         static_cast<uint8_t*>(out)[at] = end.table8[value + 32768];
     };
-    pool.run(to - from, [&](int i, int t) {
-      Thread& thread = threads_[t];
-      const int y = from + i;
+    auto image_span = [&](int x0, int x1, int y, Thread& thread) {
       thread.in.clear();
       for (int r = 0; r < conv.kernel; ++r)
-        thread.in.push_back(src->row(y - conv.pad + r) - static_cast<size_t>(conv.pad) * conv.pixel_bytes());
+        thread.in.push_back(src->row(y - conv.pad + r) +
+                            (static_cast<ptrdiff_t>(x0) - conv.pad) * static_cast<ptrdiff_t>(conv.pixel_bytes()));
       if (conv.kind == Conv::kColumns) {
         int32_t* acc = reinterpret_cast<int32_t*>(thread.rows_out.get());
-        CadyqColumns job{thread.in.data(), src->width,         conv.kernel,         conv.pixel_bytes(), conv.element,
+        CadyqColumns job{thread.in.data(), x1 - x0,            conv.kernel,         conv.pixel_bytes(), conv.element,
                          conv.c_out,       conv.weights.get(), conv.init[0].data(), acc};
         kernels_->columns(&job, thread.kernel.get());
-        size_t at = static_cast<size_t>(y) * width * channels;
-        for (int x = 0; x < width; ++x, acc += 4)
+        size_t at = (static_cast<size_t>(y) * width + x0) * channels;
+        for (int x = x0; x < x1; ++x, acc += 4)
           for (int c = 0; c < channels; ++c, ++at) {
             float v = static_cast<float>(acc[c]) * e.factor[c];
             v = v + e.bias[c];
@@ -294,16 +327,36 @@ void Network::run_node(Pool& pool, Group& group, Node& node, int from, int to, c
           }
         return;
       }
-      const int r = conv.shuffle;
-      const size_t pitch = static_cast<size_t>(width) * conv.dst_channels;
+      const int r = conv.shuffle, n = (x1 - x0) * r;
+      const size_t pitch = static_cast<size_t>(n) * conv.dst_channels;
       int16_t* rows = reinterpret_cast<int16_t*>(thread.rows_out.reserve(pitch * r * 2));
       thread.out.clear();
       for (int d = 0; d < r; ++d) thread.out.push_back(reinterpret_cast<uint8_t*>(rows + d * pitch));
-      convolve(conv, 0, thread.in, 1, src->width, e, CadyqTarget{thread.out.data(), nullptr, r, conv.dst_channels}, thread);
+      convolve(conv, 0, thread.in, 1, x1 - x0, e, CadyqTarget{thread.out.data(), nullptr, r, conv.dst_channels}, thread);
       for (int d = 0; d < r; ++d) {
-        size_t at = static_cast<size_t>(y * r + d) * width * channels;
-        for (int x = 0; x < width; ++x)
+        size_t at = (static_cast<size_t>(y * r + d) * width + x0 * r) * channels;
+        for (int x = 0; x < n; ++x)
           for (int c = 0; c < channels; ++c, ++at) write(at, rows[d * pitch + static_cast<size_t>(x) * conv.dst_channels + c]);
+      }
+    };
+    pool.run(to - from, [&](int i, int t) {
+      Thread& thread = threads_[t];
+      const int y = from + i;
+      if (exited_)
+        std::memset(static_cast<uint8_t*>(out) + static_cast<size_t>(y) * zoom * width * channels * sample, 0,
+                    static_cast<size_t>(zoom) * width * channels * sample);
+      // Runs of tiles that were not exited; everything, where none was.
+      for (int x0 = 0, x1; x0 < src->width; x0 = x1) {
+        x1 = src->width;
+        if (exited_) {
+          const uint8_t* row = exited_ + static_cast<size_t>(y / level / tile_) * columns_;
+          const int first = x0 / level / tile_;
+          int last = first + 1;
+          while (last < columns_ && row[last] == row[first]) ++last;
+          x1 = std::min(src->width, last * tile_ * level);
+          if (row[first]) continue;
+        }
+        image_span(x0, x1, y, thread);
       }
     });
     return;
@@ -312,7 +365,8 @@ void Network::run_node(Pool& pool, Group& group, Node& node, int from, int to, c
   const bool winograd = conv.kind == Conv::kWinograd;
   const int band = winograd ? 4 : 1, round = 4 * kernels_->winograd_tiles;
   // Pieces of about five rounds: longer pipelines, and weights are read less often.
-  const int wanted = std::max(1, (src->width + 5 * round / 2) / (5 * round));
+  const int length = exited_ ? 1 : 5;
+  const int wanted = std::max(1, (src->width + length * round / 2) / (length * round));
   const int piece = winograd ? ((src->width + wanted - 1) / wanted + round - 1) / round * round : src->width;
   const int pieces = (src->width + piece - 1) / piece, bands = (to - from + band - 1) / band;
   const CadyqEpilogue e = epilogue(conv, 0, node.next);
@@ -325,6 +379,7 @@ void Network::run_node(Pool& pool, Group& group, Node& node, int from, int to, c
     Thread& thread = threads_[t];
     const int y0 = from + i / pieces * band, x0 = i % pieces * piece;
     const int height = std::min(band, to - y0), width = std::min(piece, src->width - x0);
+    if (group.skips && !needed(y0, x0, y0 + height, x0 + width, src->height / height_, group.margin)) return;
     const size_t shift = static_cast<size_t>(x0) * conv.pixel_bytes() - static_cast<size_t>(conv.pad) * conv.pixel_bytes();
     const int n_in = (winograd ? 4 : height) + 2 * conv.pad;
     thread.in.clear();

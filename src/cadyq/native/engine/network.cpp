@@ -335,6 +335,12 @@ void Network::schedule(Group& group) {
     node.height = height_ * level[i];
     node.until.assign(group.strips, 0);
   }
+  group.skips = nodes.back().kind == Node::kImageOut;
+  group.margin = 0;
+  for (int i = 0; i < n; ++i) {
+    if (nodes[i].dst_plane >= 0 || nodes[i].kind == Node::kImageIn) group.skips = false;
+    if (nodes[i].conv && nodes[i].kind != Node::kQuantize) group.margin += (nodes[i].conv->pad + level[i] - 1) / level[i];
+  }
   auto produces = [&](int i) { return nodes[i].kind == Node::kConv ? nodes[i].conv->shuffle : 1; };
   for (int strip = 0; strip < group.strips; ++strip) {
     std::vector<int> need(group.views.size(), 0);

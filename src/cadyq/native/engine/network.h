@@ -116,6 +116,8 @@ struct Group {
   std::vector<Node> nodes;
   std::vector<std::unique_ptr<View>> views;
   int strips = 0;
+  bool skips = false;  // writes the image and nothing that lasts: exited tiles need not be computed
+  int margin = 0;      // input pixels beyond a tile that its result depends on
 };
 
 struct Segment {
@@ -177,6 +179,7 @@ class Network {
   void run_tile(const Segment& segment, Tile tile, Thread& thread, const int8_t* forced, uint8_t* bits, int8_t* choice);
   int select(const SiteData& site, int tile, const int16_t* values, size_t pitch, int height, int width, int channels,
              Thread& thread) const;
+  bool needed(int y0, int x0, int y1, int x1, int level, int margin) const;
   void settle(int plane);
   void copy_row(const Store& plane, int y, uint8_t* dst) const;
   void quantize_row(const Store& plane, int y, int x0, int x1, uint8_t* dst, const CadyqQuantizer& q, int store) const;
@@ -195,8 +198,13 @@ class Network {
   std::vector<Store> stores_;
   std::vector<Thread> threads_;
   std::vector<double> gradients_;
+  std::vector<int64_t> gradient_sums_;
+  // stand-ins for the caller's arrays, where the working tiles are not the plan's
+  std::vector<int8_t> free_, own_choice_;
+  std::vector<uint8_t> none_, own_bits_;
   std::vector<std::pair<std::string, double>> profile_;
   int height_ = 0, width_ = 0, rows_ = 0, columns_ = 0;
+  const uint8_t* exited_ = nullptr;  // during a run, where some are
   bool wide_ = false, dynamic_ = false;
 };
 
