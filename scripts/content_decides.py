@@ -16,17 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cadyq.data.crops import load_crops, read_manifest, read_split
 from cadyq.functional.fidelity import paired_bootstrap
 from cadyq.functional.image import luma
-from cadyq.io.models import load_model
-from cadyq.quant.context import TileContext
-from cadyq.quant.site import sites_of
-from cadyq.training.loop import native_convolutions, to_tensor
+from cadyq.upscale import load
+
+Table = NDArray[np.uint8]
 
 
 def photos() -> list[int]:
@@ -38,33 +35,27 @@ def photos() -> list[int]:
 
 
 class Runner:
-    """Runs a network over all validation crops with given bits, or with its own choice."""
+    """Runs a model over all validation crops with given bits, or with its own choice."""
 
     def __init__(self, model: str, cache: str, tile: int | None, budget: float) -> None:
-        loaded = load_model(model)
-        assert loaded.quantization is not None, "a float network has no bits to choose"
-        self.network, self.tile = loaded.network, tile or loaded.quantization.tile
+        self.model = load(model)
+        self.tile = tile or self.model.tile
         self.budget = budget
-        self.crops = load_crops("validation", self.network.scale, cache)
-        self.names = [s.name for s in sites_of(self.network, "body")]
+        self.crops = load_crops("validation", self.model.scale, cache)
+        self.sites = [site for site in self.model.sites if site.kind == "body"]
 
-    @torch.no_grad()
-    def __call__(self, bits: Sequence[Tensor] | None) -> tuple[NDArray[np.float64], list[Tensor]]:
-        """Mean squared luma error per crop, and the bits used, one (tiles, sites) table per crop."""
+    def __call__(self, bits: Sequence[Table] | None) -> tuple[NDArray[np.float64], list[Table]]:
+        """Mean squared luma error per crop, and the bits used, one (rows, cols, sites) table per crop."""
         errors, tables = [], []
-        shave = self.network.scale
+        shave = self.model.scale
         for i in range(len(self.crops.lr)):
-            lr = to_tensor(self.crops.lr[i : i + 1])
             force = None
             if bits is not None:
-                force = {name: bits[i][:, j] for j, name in enumerate(self.names)}
-            ctx = TileContext(lr, self.tile, force_bits=force, budget=self.budget)
-            with native_convolutions():
-                sr = self.network(lr, ctx)
-            pixels = (sr[0].permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-            difference = (luma(pixels) - luma(self.crops.hr[i]))[shave:-shave, shave:-shave]
+                force = {site.name: np.ascontiguousarray(bits[i][..., j]) for j, site in enumerate(self.sites)}
+            found = self.model.upscale(self.crops.lr[i], tile=self.tile, budget=self.budget, force_bits=force)
+            difference = (luma(found.pixels) - luma(self.crops.hr[i]))[shave:-shave, shave:-shave]
             errors.append(float((difference**2).mean()))
-            tables.append(torch.stack([r.bits for r in ctx.records if r.kind == "body"], 1))
+            tables.append(np.stack([found.bits[site.name] for site in self.sites], axis=-1))
         return np.array(errors), tables
 
 
@@ -74,17 +65,15 @@ def psnr_per_photo(errors: NDArray[np.float64], photo: Sequence[int]) -> NDArray
     return np.array([10 * np.log10(255**2 / errors[index == p].mean()) for p in range(max(photo) + 1)])
 
 
-def fixed_bits(table: Tensor, candidates: Sequence[int]) -> Tensor:
+def fixed_bits(table: Table, candidates: Sequence[int]) -> Table:
     """One bit-width per site whose mean is at least the table's (tiles, sites): (sites,)."""
-    means = table.double().mean(0)
-    ladder = torch.tensor([c for c in candidates if c], dtype=torch.float64)
-    level = torch.bucketize(means + 1e-9, ladder, right=True).sub(1).clamp_min(0)
-    while float(ladder[level].mean()) < float(means.mean()) - 1e-9:
-        gap = torch.where(
-            level < len(ladder) - 1, means - ladder[level], torch.tensor(-1e9, dtype=torch.float64)
-        )
+    means = table.astype(np.float64).mean(axis=0)
+    ladder = np.array([c for c in candidates if c], np.float64)
+    level = np.maximum(np.searchsorted(ladder, means + 1e-9, side="right") - 1, 0)
+    while ladder[level].mean() < means.mean() - 1e-9:
+        gap = np.where(level < len(ladder) - 1, means - ladder[level], -np.inf)
         level[int(gap.argmax())] += 1
-    return ladder[level]
+    return ladder[level].astype(np.uint8)
 
 
 def main() -> None:
@@ -99,19 +88,16 @@ def main() -> None:
     run, photo = Runner(options.model, options.cache, options.tile, options.budget), photos()
     errors, tables = run(None)
     own = psnr_per_photo(errors, photo)
-    whole = torch.cat(tables)
-    candidates = run.network.get_submodule(run.names[0]).quantizer.bits.tolist()
-    fixed = fixed_bits(whole, candidates)
-    fixed_psnr = psnr_per_photo(run([fixed.expand(len(t), -1) for t in tables])[0], photo)
-    generator = torch.Generator().manual_seed(0)
+    shape = tables[0].shape
+    whole = np.concatenate([t.reshape(-1, shape[2]) for t in tables])
+    fixed = fixed_bits(whole, run.sites[1].candidates)
+    fixed_psnr = psnr_per_photo(run([np.broadcast_to(fixed, shape)] * len(tables))[0], photo)
+    generator = np.random.default_rng(0)
     shuffled = []
     for k in range(options.permutations):
-        moved = whole[torch.randperm(len(whole), generator=generator)]
-        shuffled.append(psnr_per_photo(run(moved.split([len(t) for t in tables]))[0], photo))
-        print(
-            f"permutation {k + 1}/{options.permutations}: {own.mean() - shuffled[-1].mean():+.4f} dB",
-            flush=True,
-        )
+        moved = generator.permutation(whole).reshape(len(tables), *shape)
+        shuffled.append(psnr_per_photo(run(list(moved))[0], photo))
+        print(f"permutation {k + 1}/{options.permutations}: {own.mean() - shuffled[-1].mean():+.4f} dB", flush=True)
     result: dict[str, object] = {
         "model": options.model,
         "tile": run.tile,

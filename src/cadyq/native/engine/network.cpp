@@ -105,14 +105,14 @@ void Network::pack(const ConvData& data, Conv& conv) {
   if (conv.raw) conv.init.push_back(std::vector<int32_t>(outputs, 0));
 }
 
-Conv* Network::prepare(const ConvData& data, int shuffle, bool few_outputs) {
+Conv* Network::prepare(const ConvData& data, int shuffle, bool few_outputs, bool from_image) {
   convs_.push_back(std::make_unique<Conv>());
   Conv& conv = *convs_.back();
   conv.kernel = data.kernel;
   conv.pad = data.kernel / 2;
   conv.shuffle = shuffle;
   conv.raw = !data.has_site;
-  conv.c_in = conv.raw && data.c_in < kAlign ? data.c_in : round_up(data.c_in, kAlign);
+  conv.c_in = from_image ? data.c_in : round_up(data.c_in, kAlign);
   const int per_pixel = data.c_out / (shuffle * shuffle);
   conv.dst_channels = round_up(per_pixel, kAlign);
   conv.c_out = shuffle * shuffle * conv.dst_channels;
@@ -221,7 +221,7 @@ void Network::finish() {
     s.profile = static_cast<int>(profile_.size());
     profile_.emplace_back("block", 0.0);
     auto& convs = block_convs_[first];
-    for (const auto& data : steps_[first].convs) convs.push_back(prepare(data, 1, false));
+    for (const auto& data : steps_[first].convs) convs.push_back(prepare(data, 1, false, false));
     for (size_t c = 0; c + 1 < convs.size(); ++c) link(*convs[c], *convs[c + 1]);
     n_sites_ += static_cast<int>(convs.size());
     for (const Conv* c : convs) {
@@ -258,7 +258,7 @@ void Network::plan_group(Group& group, const std::vector<int>& steps, int) {
     if (s.kind != StepData::kLayer) continue;
     const bool last = reader[s.dst] >= 0 && steps_[reader[s.dst]].kind == StepData::kImageOut && readers[s.dst] == 1 &&
                       s.residual < 0 && !crosses(s.dst);
-    conv_of[i] = prepare(s.convs[0], s.shuffle, last);
+    conv_of[i] = prepare(s.convs[0], s.shuffle, last, s.src == steps_[0].dst);
   }
   for (int i : steps) {
     const StepData& s = steps_[i];

@@ -162,7 +162,7 @@ class Network {
     int index, y0, x0, y1, x1;
   };
 
-  Conv* prepare(const ConvData& data, int shuffle, bool few_outputs);
+  Conv* prepare(const ConvData& data, int shuffle, bool few_outputs, bool from_image);
   void pack(const ConvData& data, Conv& conv);
   void link(Conv& from, const Conv& to);
   void plan_group(Group& group, const std::vector<int>& steps, int segment);
