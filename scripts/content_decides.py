@@ -51,7 +51,9 @@ class Runner:
         for i in range(len(self.crops.lr)):
             force = None
             if bits is not None:
-                force = {site.name: np.ascontiguousarray(bits[i][..., j]) for j, site in enumerate(self.sites)}
+                force = {
+                    site.name: np.ascontiguousarray(bits[i][..., j]) for j, site in enumerate(self.sites)
+                }
             found = self.model.upscale(self.crops.lr[i], tile=self.tile, budget=self.budget, force_bits=force)
             difference = (luma(found.pixels) - luma(self.crops.hr[i]))[shave:-shave, shave:-shave]
             errors.append(float((difference**2).mean()))
@@ -97,7 +99,10 @@ def main() -> None:
     for k in range(options.permutations):
         moved = generator.permutation(whole).reshape(len(tables), *shape)
         shuffled.append(psnr_per_photo(run(list(moved))[0], photo))
-        print(f"permutation {k + 1}/{options.permutations}: {own.mean() - shuffled[-1].mean():+.4f} dB", flush=True)
+        print(
+            f"permutation {k + 1}/{options.permutations}: {own.mean() - shuffled[-1].mean():+.4f} dB",
+            flush=True,
+        )
     result: dict[str, object] = {
         "model": options.model,
         "tile": run.tile,

@@ -1,6 +1,6 @@
 """Write the integer engine's plan beside a model file: MODEL.safetensors -> MODEL.plan.safetensors.
 
-    python scripts/lower_model.py MODEL.safetensors
+python scripts/lower_model.py MODEL.safetensors
 """
 
 from __future__ import annotations

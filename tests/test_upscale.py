@@ -10,10 +10,10 @@ from cadyq import upscale as module
 from cadyq.backbones import BACKBONES
 from cadyq.config import Quantization
 from cadyq.errors import ArgumentError, CheckpointError, ImageError
+from cadyq.functional.exit import ExitRule
 from cadyq.functional.resize import imresize
 from cadyq.io.images import Picture, read_image
 from cadyq.quant.context import TileContext
-from cadyq.functional.exit import ExitRule
 from cadyq.upscale import MODES, fill_transparent, load
 
 # Leaves wherever the mean |dx| is below about 0.02.

@@ -39,8 +39,8 @@ __all__ = [
     "Mode",
     "Model",
     "Progress",
-    "Runtime",
     "Result",
+    "Runtime",
     "default_model",
     "describe",
     "fill_transparent",
@@ -176,7 +176,9 @@ class Model:
         """
         fits = self.engine is not None and mode == "tiles" and tile <= MAX_TILE
         if wanted == "engine" and not fits:
-            reason = "a model with a plan" if self.engine is None else f"mode 'tiles', tiles of at most {MAX_TILE}"
+            reason = (
+                "a model with a plan" if self.engine is None else f"mode 'tiles', tiles of at most {MAX_TILE}"
+            )
             raise ArgumentError("runtime", wanted, f"'torch', as the engine needs {reason}")
         if wanted not in get_args(Runtime):
             raise ArgumentError("runtime", wanted, f"one of {', '.join(get_args(Runtime))}")
@@ -222,7 +224,9 @@ class Model:
         if picture.alpha is not None:
             rgb = fill_transparent(rgb, picture.alpha)
         chosen = self.runtime(mode, tile, runtime)
-        job = _Job(self, rgb, tile, budget, force_bits, progress or (lambda done, total: None), chosen, threads)
+        job = _Job(
+            self, rgb, tile, budget, force_bits, progress or (lambda done, total: None), chosen, threads
+        )
         if chosen == "engine":
             cells = job.tiles()
         else:
@@ -363,10 +367,8 @@ def load(model: str | os.PathLike[str] | None = None, scale: int | None = None) 
     name = os.fspath(model) if model is not None else default_model(4 if scale is None else scale)
     model_path(name)
     plan = plan_path(name)
-    if plan is not None:
-        result = Model(None, name, load_plan(plan))
-    else:
-        result = Model(_torch_side().load_model(name), name)
+    loaded = None if plan is not None else _torch_side().load_model(name)
+    result = Model(loaded, name, None if plan is None else load_plan(plan))
     if scale is not None and result.scale != scale:
         raise ArgumentError(
             "scale", scale, f"{result.scale}, which is what {name} does", "choose another model"
@@ -481,8 +483,14 @@ class _Job:
         """One block of tiles on the chosen runtime."""
         engine = self.model.engine
         if self.runtime == "engine" and engine is not None:
-            wanted = {"active": active, "force": force, "budget": self.budget, "threads": self.threads}
-            return engine.run_tiles(rgb, self.tile_size, **wanted)
+            return engine.run_tiles(
+                rgb,
+                self.tile_size,
+                active=active,
+                force=force,
+                budget=self.budget,
+                threads=self.threads,
+            )
         from cadyq.quant.infer import run_tiles
 
         return run_tiles(self._network, rgb, self.tile_size, active=active, force=force, budget=self.budget)

@@ -14,6 +14,7 @@ from cadyq.engine import reference
 from cadyq.engine.plan import Block, Conv, ImageIn, ImageOut, Layer, Plan
 from cadyq.engine.reference import Result
 from cadyq.errors import ArgumentError, UnsupportedError
+from cadyq.native import load_native
 
 __all__ = ["Engine", "available_isas"]
 
@@ -21,11 +22,7 @@ Array = NDArray[Any]
 
 
 def _native() -> ModuleType | None:
-    try:
-        from cadyq.native import _engine
-    except ImportError:
-        return None
-    return _engine
+    return load_native("_engine")
 
 
 def available_isas() -> list[str]:

@@ -95,7 +95,9 @@ def _with_budget(plan: Plan, budget: float) -> Plan:
         return dataclasses.replace(conv, site=site_of(conv.site))
 
     steps: list[Step] = [
-        dataclasses.replace(step, convs=tuple(conv_of(c) for c in step.convs)) if isinstance(step, Block) else step
+        dataclasses.replace(step, convs=tuple(conv_of(c) for c in step.convs))
+        if isinstance(step, Block)
+        else step
         for step in plan.steps
     ]
     return dataclasses.replace(plan, steps=tuple(steps))

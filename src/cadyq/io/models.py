@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from cadyq.backbones import Backbone, build_backbone
 from cadyq.config import Quantization, from_mapping, to_mapping
 from cadyq.errors import CheckpointError
+from cadyq.functional.exit import ExitRule
 from cadyq.io.checkpoints import load_checkpoint, save_checkpoint
 from cadyq.io.shipped import model_path
 from cadyq.quant.convert import convert
-from cadyq.functional.exit import ExitRule
 from cadyq.quant.layers import Conv2d
 
 __all__ = ["LoadedModel", "load_model", "save_model"]

@@ -12,8 +12,8 @@ from typing import Any
 
 from cadyq.engine.plan import Plan
 from cadyq.errors import CheckpointError
-from cadyq.io.checkpoints import load_checkpoint, save_checkpoint
 from cadyq.functional.exit import ExitRule
+from cadyq.io.checkpoints import load_checkpoint, save_checkpoint
 
 __all__ = ["LoadedPlan", "load_plan", "save_plan"]
 
@@ -75,7 +75,9 @@ def load_plan(path: str | os.PathLike[str]) -> LoadedPlan:
         rule = ExitRule.from_mapping(record["exit"]) if "exit" in record else None
         loaded = LoadedPlan(plan, macs, int(found["parameters"]), int(found["radius"]), rule, metadata)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a plan of the integer engine ({error!r}); lower the model again") from error
+        raise CheckpointError(
+            f"{path} is not a plan of the integer engine ({error!r}); lower the model again"
+        ) from error
     if len(macs) != len(plan.sites):
         raise CheckpointError(f"{path}: {len(macs)} costs for {len(plan.sites)} sites; lower the model again")
     return loaded

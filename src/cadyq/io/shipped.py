@@ -20,7 +20,10 @@ def _folder() -> Path:
 
 def shipped_models() -> list[str]:
     """Names of the models inside the package, sorted."""
-    names = {p.name.removesuffix(PLAN_SUFFIX).removesuffix(MODEL_SUFFIX) for p in _folder().glob(f"*{MODEL_SUFFIX}")}
+    names = {
+        p.name.removesuffix(PLAN_SUFFIX).removesuffix(MODEL_SUFFIX)
+        for p in _folder().glob(f"*{MODEL_SUFFIX}")
+    }
     return sorted(names)
 
 

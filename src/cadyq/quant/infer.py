@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

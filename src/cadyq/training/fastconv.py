@@ -23,11 +23,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from cadyq.errors import ArgumentError
+from cadyq.native import load_native
 
-try:
-    from cadyq.native import _train_conv as _native
-except ImportError:
-    _native = None  # type: ignore[assignment]
+_native: Any = load_native("_train_conv")
 
 __all__ = ["Activation", "available", "conv2d", "conv2d_like", "enabled", "isas", "release_memory", "use"]
 
@@ -211,7 +209,8 @@ def _pixels(t: Tensor) -> Tensor:
 def _empty(n: int, c: int, h: int, w: int) -> Tensor:
     # Large results are taken from our own reserve: the system's would be zeroed page by page in every step.
     if _native is not None and n * c * h * w >= _LARGE:
-        return _native.empty(n, c, h, w)
+        storage: Tensor = _native.empty(n, c, h, w)
+        return storage
     return torch.empty((n, c, h, w), memory_format=torch.channels_last)
 
 

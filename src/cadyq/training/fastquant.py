@@ -17,12 +17,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cadyq.errors import ArgumentError
+from cadyq.native import load_native
 from cadyq.training.fastconv import _empty, _pixels
 
-try:
-    from cadyq.native import _train_conv as _native
-except ImportError:
-    _native = None  # type: ignore[assignment]
+_native: Any = load_native("_train_conv")
 
 __all__ = ["mixture"]
 
