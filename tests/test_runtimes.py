@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cadyq.audit import audit
 from cadyq.backbones import build_backbone
 from cadyq.config import Quantization
 from cadyq.engine import reference
@@ -136,3 +137,10 @@ def test_damaged_plans_are_refused(files, tmp_path):
         path.write_bytes(bytes(broken))
         with pytest.raises(CheckpointError):
             load_plan(path)
+
+
+def test_the_audit_looks_at_the_network_on_torch_even_where_there_is_a_plan(files):
+    result = audit(load(files), picture())
+    assert result.is_clean
+    assert {row.status for row in result.rows if row.kind == "body"} == {"ok"}
+    assert not dataclasses.replace(result, rows=()).is_clean

@@ -79,8 +79,8 @@ class Audit:
 
     @property
     def is_clean(self) -> bool:
-        """Whether no convolution saw more levels than it was counted with."""
-        return not any(row.violations for row in self.rows)
+        """Whether convolutions ran, and none saw more levels than it was counted with."""
+        return any(row.n_cells for row in self.rows) and not any(row.violations for row in self.rows)
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain dictionary, fit for JSON."""
@@ -106,7 +106,9 @@ def audit(
     if not isinstance(model, Model):
         raise ArgumentError("model", type(model).__name__, "a Model", "load it with cadyq.load")
     with _watched(model.loaded.network) as rows:
-        result = model.upscale(image, mode=mode, tile=tile, budget=budget, threads=threads, progress=progress)
+        result = model.upscale(
+            image, mode=mode, tile=tile, budget=budget, threads=threads, progress=progress, runtime="torch"
+        )
     return Audit(tuple(rows), mode, result.fqr)
 
 

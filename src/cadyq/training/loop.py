@@ -92,7 +92,7 @@ class Recipe:
 
 def to_tensor(pictures: Any) -> Tensor:
     """uint8 (N, H, W, 3) -> float (N, 3, H, W) in [0, 1], channels last in memory."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 255
 
 
 def train(
