@@ -73,6 +73,7 @@ def test_environment_chooses_the_instruction_set(monkeypatch):
 
 
 def test_without_native_module_it_says_so(monkeypatch):
+    monkeypatch.delenv("CADYQ_ISA", raising=False)
     monkeypatch.setattr("cadyq.engine.run._native", lambda: None)
     with pytest.warns(RuntimeWarning, match="native"):
         assert Engine(random_plan(SHAPE)).isa == "reference"
