@@ -13,6 +13,7 @@ from torch import Tensor
 
 __all__ = [
     "GAUSSIAN_STEP",
+    "candidate_index",
     "channel_range_scale",
     "gaussian_step",
     "n_levels",
@@ -136,3 +137,16 @@ def gaussian_step(bits: Tensor) -> Tensor:
     """Step of the MSE-optimal uniform quantiser of a unit Gaussian for 1 to 8 bits (Max 1960)."""
     table = torch.tensor(GAUSSIAN_STEP, dtype=torch.get_default_dtype(), device=bits.device)
     return table[bits.long() - 1]
+
+
+def candidate_index(candidates: Tensor, bits: int | Tensor, like: Tensor) -> Tensor:
+    """Index of the candidate with the given bit-width for every patch; ``like`` gives shape (n,) and device.
+
+    Raises:
+        ValueError: a bit-width that is none of the ``candidates`` (K,).
+    """
+    wanted = torch.as_tensor(bits, device=like.device).expand_as(like)
+    hit = wanted[:, None] == candidates.to(wanted.dtype)
+    if not bool(hit.any(1).all()):
+        raise ValueError(f"bits {wanted.unique().tolist()} are not all among {candidates.tolist()}")
+    return hit.int().argmax(1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 __all__ = ["Block", "Context", "SiteRecord", "TileContext", "image_gradient"]
@@ -272,8 +272,3 @@ class TileContext(Context):
             self.records.append(
                 SiteRecord(first.name, first.kind, bits, None, first.macs_per_pixel, self.area)
             )
-
-
-def modules_by_kind(network: nn.Module, kind: type[nn.Module]) -> list[tuple[str, nn.Module]]:
-    """All submodules of one type with their names, in order of definition."""
-    return [(name, module) for name, module in network.named_modules() if isinstance(module, kind)]

@@ -20,7 +20,7 @@ from cadyq.quant.linq import LinQ
 from cadyq.quant.lsq import LSQ
 from cadyq.quant.pams import PAMS
 from cadyq.quant.quantizer import ActQuantizer
-from cadyq.quant.selector import SELECTOR_INPUTS, BitSelector
+from cadyq.quant.selector import BitSelector
 from cadyq.quant.site import Site, SiteObserver, sites_of
 
 __all__ = ["ACT_QUANTIZERS", "BIT_SELECTORS", "SiteStatistics", "calibrate", "convert", "observe"]
@@ -234,4 +234,3 @@ def _standardize(selector: BitSelector, gradients: Tensor, deviations: Tensor) -
     selector.center.copy_(vector.mean(0))
     # All-equal weights of 1 on standardised inputs would start far from 0; keep the sum of inputs of order 1.
     selector.spread.copy_(vector.std(0).clamp_min(1e-3) * len(vector[0]) ** 0.5)
-    assert SELECTOR_INPUTS[selector.inputs] is not None

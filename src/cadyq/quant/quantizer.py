@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from cadyq.functional.quantize import n_levels
+from cadyq.functional.quantize import candidate_index, n_levels
 
 __all__ = ["ActQuantizer"]
 
@@ -44,11 +44,7 @@ class ActQuantizer(nn.Module):
 
     def index_of(self, bits: int | Tensor, like: Tensor) -> Tensor:
         """Index of the candidate with this bit-width, for every patch; ``like`` gives shape and device."""
-        wanted = torch.as_tensor(bits, device=like.device).expand_as(like)
-        hit = wanted[:, None] == self.bits.to(wanted.dtype)
-        if not bool(hit.any(1).all()):
-            raise ValueError(f"bits {wanted.unique().tolist()} are not all among {self.bits.tolist()}")
-        return hit.int().argmax(1)
+        return candidate_index(self.bits, bits, like)
 
     def quantize(self, x: Tensor, choice: Tensor) -> Tensor:
         """Quantise ``x`` (n, C, H, W) with candidate ``choice`` (n,)."""

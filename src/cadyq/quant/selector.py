@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from cadyq.functional.quantize import candidate_index
+
 __all__ = ["LOG_OFFSET", "SELECTOR_INPUTS", "BitSelector", "SelectorInput"]
 
 # Far above what float32 makes of an exact zero, a fortieth of a grey level of gradient.
@@ -76,11 +78,7 @@ class BitSelector(nn.Module):
 
     def index_of(self, bits: int | Tensor, like: Tensor) -> Tensor:
         """Index of the candidate with this bit-width, for every patch; ``like`` gives shape and device."""
-        wanted = torch.as_tensor(bits, device=like.device).expand_as(like)
-        hit = wanted[:, None] == self.bits.to(wanted.dtype)
-        if not bool(hit.any(1).all()):
-            raise ValueError(f"bits {wanted.unique().tolist()} are not all among {self.bits.tolist()}")
-        return hit.int().argmax(1)
+        return candidate_index(self.bits, bits, like)
 
     def features(self, gradient: Tensor, deviation: Tensor) -> Tensor:
         """Input vector (n, width) from the gradient (n, 2) and the channels' deviations (n, C)."""
