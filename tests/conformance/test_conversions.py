@@ -53,3 +53,14 @@ def test_conversion(name, conversion, mode):
     assert result.pixels.shape == (40, 54, 3)
     assert {int(b) for bits in result.bits.values() for b in bits.ravel()} <= set(config.bits)
     assert audit(model, picture, mode=mode).is_clean
+
+
+def test_everything_is_quantized_in_the_fully_quantized_form():
+    base = build_backbone("idn", scale=2).eval()
+    network = convert(base, Quantization(quantizer="lsq", edges="integer", skips=True))
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+            assert module.weight_bits == 8
+    x = torch.rand(1, 64, 5, 6)
+    difference = (network.up(x) - base.up(x)).detach().abs().max()
+    assert 0 < float(difference) < 0.02

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from cadyq.backbones.blocks import Backbone
 from cadyq.quant.context import Block, Context
-from cadyq.quant.layers import Conv2d
+from cadyq.quant.layers import Conv2d, ConvTranspose2d
 from cadyq.quant.site import Site
 
 __all__ = ["IDN", "BicubicKind", "bicubic_upscale", "rgb_to_ycbcr", "ycbcr_to_rgb"]
@@ -159,7 +159,7 @@ class IDN(Backbone):
         self.stream = Site(None, "stream", channels=channels)
         # What is cut off at the top and left was found by aligning the authors' weights at all three scales:
         # one pixel more or less costs several dB. The rest falls off at the bottom and right.
-        self.up = nn.ConvTranspose2d(channels, colors, 17, scale, padding=9 - scale)
+        self.up = ConvTranspose2d(channels, colors, 17, scale, padding=9 - scale)
         self.up_site = Site(None, "edge", channels=channels)
         self.up_site.macs_per_pixel = float(channels * colors * 17**2)
         self._finish()

@@ -15,7 +15,7 @@ from cadyq.errors import ArgumentError, UnsupportedError
 from cadyq.functional.quantize import channel_range_scale, quantize_clipped
 from cadyq.quant.context import Context
 from cadyq.quant.daq import DAQ
-from cadyq.quant.layers import Conv2d
+from cadyq.quant.layers import Conv2d, ConvTranspose2d
 from cadyq.quant.linq import LinQ
 from cadyq.quant.lsq import LSQ
 from cadyq.quant.pams import PAMS
@@ -51,6 +51,9 @@ def convert(network: Network, config: Quantization) -> Network:
     first_sites = {id(sites_of(block)[0]) for block in blocks}
     for site in sites_of(result):
         _install(site, config, is_first=id(site) in first_sites)
+    for module in result.modules():
+        if isinstance(module, ConvTranspose2d) and (config.edges == "integer" or config.skips):
+            module.weight_bits = config.weight_bits
     return result
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cadyq.functional.quantize import quantize_weight
 
-__all__ = ["Conv2d", "conv2d_implementation"]
+__all__ = ["Conv2d", "ConvTranspose2d", "conv2d_implementation"]
 
 Implementation = Callable[["Conv2d", Tensor, Tensor], Tensor]
 
@@ -92,3 +92,21 @@ class Conv2d(nn.Conv2d):
         if value is not None and self.in_scale is None:
             self.in_scale = torch.empty_like(value)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` with optional weight quantisation, one range per output channel.
+
+    Attributes:
+        weight_bits: bit-width of the weights, or ``None`` (float).
+    """
+
+    weight_bits: int | None = None
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if self.weight_bits is None:
+            return super().forward(x, output_size)
+        # Its weights are (C_in, C_out, F, F).
+        weight = quantize_weight(self.weight.transpose(0, 1), self.weight_bits).transpose(0, 1)
+        assert not isinstance(self.padding, str)
+        return F.conv_transpose2d(x, weight, self.bias, self.stride, self.padding)
