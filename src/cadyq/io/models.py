@@ -18,6 +18,7 @@ from cadyq.io.checkpoints import load_checkpoint, save_checkpoint
 from cadyq.io.shipped import model_path
 from cadyq.quant.convert import convert
 from cadyq.quant.layers import Conv2d
+from cadyq.quant.site import sites_of
 
 __all__ = ["LoadedModel", "load_model", "save_model"]
 
@@ -127,15 +128,11 @@ def _unpack(conv: Conv2d, codes: torch.Tensor, largest: torch.Tensor) -> torch.T
 
 
 def _grids(network: Backbone) -> dict[str, float]:
-    from cadyq.quant.site import sites_of
-
     return {f"{s.name}.grid": float(s.grid) for s in sites_of(network) if float(s.grid) > 0}
 
 
 def _fill(network: Backbone, tensors: Mapping[str, NDArray[Any]]) -> None:
     state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
-    from cadyq.quant.site import sites_of
-
     for site in sites_of(network):
         step = state.pop(f"{site.name}.grid", None)
         if step is not None:

@@ -134,9 +134,7 @@ def measure(
     )
 
 
-def fit_selectors(
-    network: Backbone, seen: Sensitivity, *, ridge: float = 1e-2, steps: int = 400
-) -> dict[str, float]:
+def fit_selectors(network: Backbone, seen: Sensitivity, *, ridge: float = 1e-2) -> dict[str, float]:
     """Set every selector from measured sensitivities; :func:`set_budget` then places the thresholds.
 
     Returns per site the share of the target's deviance that its inputs explain.
@@ -148,7 +146,7 @@ def fit_selectors(
         if selector is None:
             continue
         inputs = selector.features(seen.gradient, seen.deviations[site.name])
-        slope, offset, share = _quasi_poisson(inputs, target, ridge, steps)
+        slope, offset, share = _quasi_poisson(inputs, target, ridge)
         gains = site_increments(selector.bits.tolist(), seen.site_gain[site.name])
         with torch.no_grad():
             # Score of candidate k: sum over j <= k of (u - t_j), t_j = log(lambda * width_j / gain_j).
@@ -175,7 +173,7 @@ def site_increments(bits: Sequence[int], gain: dict[int, float]) -> list[float]:
     return result if bits[0] else [1e6, *result]
 
 
-def _quasi_poisson(inputs: Tensor, target: Tensor, ridge: float, steps: int) -> tuple[Tensor, float, float]:
+def _quasi_poisson(inputs: Tensor, target: Tensor, ridge: float) -> tuple[Tensor, float, float]:
     """Weights (width,), offset and explained share of log-linear regression E[target] = exp(w x + c)."""
     x = inputs.double()
     y = target.double()
@@ -184,7 +182,7 @@ def _quasi_poisson(inputs: Tensor, target: Tensor, ridge: float, steps: int) -> 
     beta = torch.zeros(z.shape[1], dtype=torch.float64)
     penalty = torch.full_like(beta, ridge * len(x))
     penalty[-1] = 0
-    for _ in range(min(steps, 60)):  # damped Newton steps; the problem is convex
+    for _ in range(60):  # damped Newton steps; the problem is convex
         mean = torch.exp((z @ beta).clamp(-12, 6))
         grad = z.T @ (mean - y) + penalty * beta
         hess = (
