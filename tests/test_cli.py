@@ -13,6 +13,7 @@ from PIL import Image
 
 import cadyq
 from cadyq import cli
+from cadyq.cli import common
 from cadyq.io.checkpoints import load_checkpoint, save_checkpoint
 from cadyq.io.images import SUFFIXES, read_image
 from cadyq.upscale import MODES
@@ -335,8 +336,8 @@ def test_interruption_and_system_errors(run, photo, tmp_path, monkeypatch):
 
 
 def test_copies_agree_with_their_origins():
-    assert cli.MODES == MODES
-    assert {f".{name}" for name in cli.FORMATS} <= set(SUFFIXES)
+    assert common.MODES == MODES
+    assert {f".{name}" for name in common.FORMATS} <= set(SUFFIXES)
 
 
 def _python(*arguments, **environment):

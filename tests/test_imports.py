@@ -39,7 +39,7 @@ ALLOWED = {
     "upscale": ("errors", "cells", "config", "functional", "io", "engine", "quant.infer"),
     "evaluate": ("errors", "functional", "io", "data", "upscale"),
     "audit": ("errors", "functional", "quant", "upscale"),
-    "cli": ("", "errors", "config", "io", "data", "upscale", "evaluate", "audit", "training"),
+    "cli": ("", "errors", "config", "io", "data", "upscale", "evaluate", "audit", "training", "cli"),
     "__main__": ("cli",),
     "__init__": ("errors", "config", "functional", "io.images", "upscale"),
 }
