@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import peak_mb
 
 
 def planar(picture: Any) -> Any:
@@ -317,11 +318,12 @@ def quantize_ncnn(source: Path, target: Path, crops: Any) -> None:
     """What ncnn's own tools do (they are not in its Python package): scales of weights and inputs beside the weights.
 
     Weights per output channel (6 bits for 3x3 layers, as ncnn's integer Winograd needs), inputs by their largest
-    magnitude on the calibration crops. ncnn rounds the weights when it loads them.
+    magnitude on the calibration crops. ncnn rounds the weights when it loads them. Grouped layers stay float: ncnn's
+    integer kernels for them are the generic ones.
     """
     lines = source.read_text().splitlines()
     layers = [line.split() for line in lines[2:]]
-    convs = {layer[1]: layer[4] for layer in layers if layer[0] in TAGGED[:2]}  # name -> input blob
+    convs = {layer[1]: layer[4] for layer in layers if layer[0] == "Convolution"}  # name -> input blob
     readers: dict[str, list[list[str]]] = defaultdict(list)
     for layer in layers:
         for blob in layer[4 : 4 + int(layer[2])]:
@@ -356,18 +358,17 @@ def quantize_ncnn(source: Path, target: Path, crops: Any) -> None:
                 take(n_outputs)
             if name not in convs:
                 continue
-            groups = int(values.get("7", 1)) if kind == "ConvolutionDepthWise" else 1
-            rows = kernel.reshape(groups if groups > 1 else n_outputs, -1)
-            levels = 31 if groups == 1 and values["1"] == "3" else 127
+            rows = kernel.reshape(n_outputs, -1)
+            levels = 31 if values["1"] == "3" else 127
             written.extend((levels / np.abs(rows).max(1).clip(1e-9)).astype(np.float32).tobytes())
             written.extend(np.float32(127 / largest[convs[name]]).tobytes())
             following = readers[layer[4 + n_in]]
-            if groups == 1 and len(following) == 1 and following[0][0] == "Convolution":
+            if len(following) == 1 and following[0][0] == "Convolution":
                 # Its result goes to one convolution only: it is rounded at once to what that one reads.
                 written.extend(np.float32(127 / largest[layer[4 + n_in]]).tobytes())
                 lines[2 + i] += " 8=102"
             else:
-                lines[2 + i] += " 8=1" if groups > 1 else " 8=2"
+                lines[2 + i] += " 8=2"
         elif kind == "PReLU":
             take(int(values["0"]))
         elif kind == "MemoryData":
@@ -388,15 +389,6 @@ def prepare(kind: str, source: Path, target: Path, crops: Path) -> None:
         "ncnn": quantize_ncnn,
     }[kind]
     return quantizer(source, target, np.load(crops))
-
-
-def peak_mb() -> float:
-    """Largest resident memory of this process so far; what it was forked from does not count (as in ru_maxrss)."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
-    except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def limit_memory(share: float = 0.8) -> None:

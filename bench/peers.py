@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from engine import cpu
+from machine import commit, cpu
 from peer_worker import TRACED
 from torch import Tensor, nn
 
@@ -408,13 +408,6 @@ def report(record: dict[str, Any]) -> None:
         print(f"cadyq is {entry['ratio']:.2f}x as fast as the fastest {precision} peer, {entry['peer']}{bar}")
     for fault in record["faults"]:
         print(f"WRONG SET-UP: {fault}")
-
-
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
 
 
 # --- One network ---------------------------------------------------------------------------------------------
