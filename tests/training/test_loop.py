@@ -39,7 +39,15 @@ def network(seed: int = 0, **kw: object) -> Backbone:
 
 
 RECIPE = Recipe(
-    steps=12, batch=2, patch=16, small_patch=12, small_share=0.5, bits="mixed", w_reg=1e-3, w_teacher=0.5
+    steps=12,
+    batch=2,
+    patch=16,
+    small_patch=12,
+    small_share=0.5,
+    bits="mixed",
+    w_reg=1e-3,
+    w_teacher=0.5,
+    degrade=True,
 )
 
 
@@ -66,6 +74,17 @@ def test_resumed_run_equals_uninterrupted_one(tmp_path: Path) -> None:
         )
     for a, b in zip(weights(whole), weights(partial), strict=True):
         assert torch.equal(a, b)
+
+
+def test_damage_reaches_the_network(tmp_path: Path) -> None:
+    """The first loss of a damaged run differs from the clean one's: same patches, other pixels."""
+    seen = []
+    for folder, damaged in (("clean", False), ("damaged", True)):
+        net = network()
+        recipe = Recipe(steps=1, batch=4, patch=16, degrade=damaged)
+        train(net, crops(), recipe, tmp_path / folder, log=lambda _: None)
+        seen.append(torch.load(tmp_path / folder / "state.pt", weights_only=True)["running"])
+    assert seen[0] != seen[1]
 
 
 def test_another_recipe_is_refused(tmp_path: Path) -> None:

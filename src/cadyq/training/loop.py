@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cadyq.backbones import Backbone
 from cadyq.data.crops import CropArrays, PairedCrops
+from cadyq.data.degrade import degrade
 from cadyq.errors import ArgumentError, CadyqError, CheckpointError
 from cadyq.functional.losses import attention_transfer, bit_loss, l1_gray_levels
 from cadyq.io.files import replacing
@@ -56,7 +57,8 @@ class Recipe:
             attention transfer at the body's last and at every block's output (1e3 and 1e2 in the paper).
         bits: ``selector``: as the selectors choose; ``random``: at random per patch and site, so that the network
             works for every choice; ``mixed``: both in turn; ``largest``: the largest candidate.
-        seed: of patches and random bits.
+        degrade: whether the low-resolution patches are damaged (`cadyq.data.degrade`), for the ``photo`` networks.
+        seed: of patches, damage and random bits.
     """
 
     steps: int
@@ -77,6 +79,7 @@ class Recipe:
     w_attention_end: float = 0.0
     w_attention: float = 0.0
     bits: Literal["selector", "random", "mixed", "largest"] = "largest"
+    degrade: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -138,7 +141,7 @@ def train(
     began, first = time.monotonic(), step
     while step < recipe.steps and not stop():
         source = small if step < recipe.small_share * recipe.steps else data
-        lr, hr = (to_tensor(a) for a in source.batch(recipe.batch))
+        lr, hr = _batch(source, recipe, step)
         factor = recipe.rate(step)
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * factor
@@ -171,6 +174,15 @@ def train(
         for name, p in network.named_parameters():
             p.copy_(average[name])
     return network.eval()
+
+
+def _batch(source: PairedCrops, recipe: Recipe, step: int) -> tuple[Tensor, Tensor]:
+    """One step's patches, (N, 3, h, w) and (N, 3, H, W) in [0, 1]."""
+    lr, hr = source.batch(recipe.batch)
+    if recipe.degrade:
+        # Drawn from seed and step alone: nothing to save, and a resumed run goes on exactly.
+        lr = degrade(lr, np.random.default_rng((recipe.seed, step)))
+    return to_tensor(lr), to_tensor(hr)
 
 
 def _groups(network: Backbone, recipe: Recipe) -> Iterator[dict[str, Any]]:
@@ -300,7 +312,7 @@ def _load(run: Path, recipe: Recipe) -> dict[str, Any]:
         raise CheckpointError(
             f"{run / 'state.pt'} cannot be read ({error}); delete the folder to start again"
         ) from error
-    if json.loads(state["recipe"]) != asdict(recipe):
+    if Recipe(**json.loads(state["recipe"])) != recipe:  # an older run lacks newer fields: their defaults
         raise CheckpointError(
             f"{run} holds a run with another recipe; name another folder or delete this one"
         )
