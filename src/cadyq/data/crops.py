@@ -28,6 +28,7 @@ __all__ = [
     "Crop",
     "CropArrays",
     "PairedCrops",
+    "Place",
     "Split",
     "load_crops",
     "read_manifest",
@@ -46,6 +47,15 @@ class Crop(NamedTuple):
     file: str
     source: str
     photo: str
+
+
+class Place(NamedTuple):
+    """Where a patch lies: number of the crop, its top and left in low-resolution pixels, pose (0 to 7)."""
+
+    crop: int
+    top: int
+    left: int
+    pose: int
 
 
 class CropArrays(NamedTuple):
@@ -178,6 +188,10 @@ class PairedCrops:
 
         Raises `ArgumentError` if ``n`` is not positive.
         """
+        return self.cut(self.places(n))
+
+    def places(self, n: int) -> list[Place]:
+        """Draw where ``n`` patches lie. Raises `ArgumentError` if ``n`` is not positive."""
         if n < 1:
             raise ArgumentError("n", n, "a positive number of patches")
         n_crops, height, width, _ = self.crops.lr.shape
@@ -185,7 +199,12 @@ class PairedCrops:
         top = self._rng.integers(height - self.patch + 1, size=n)
         left = self._rng.integers(width - self.patch + 1, size=n)
         pose = self._rng.integers(8, size=n) if self.augment else np.zeros(n, np.int64)
-        places = list(zip(which.tolist(), top.tolist(), left.tolist(), pose.tolist(), strict=True))
+        columns = (which.tolist(), top.tolist(), left.tolist(), pose.tolist())
+        return [Place(*place) for place in zip(*columns, strict=True)]
+
+    def cut(self, places: Iterable[Place]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Cut the pairs that lie at ``places``; shapes as `batch`."""
+        places = list(places)
         return self._cut(self.crops.lr, places, 1), self._cut(self.crops.hr, places, self.scale)
 
     def state(self) -> dict[str, Any]:
@@ -199,9 +218,7 @@ class PairedCrops:
         except (KeyError, TypeError, ValueError) as error:
             raise ArgumentError("state", state, "what state() returned", str(error)) from None
 
-    def _cut(
-        self, images: NDArray[np.uint8], places: Iterable[tuple[int, int, int, int]], factor: int
-    ) -> NDArray[np.uint8]:
+    def _cut(self, images: NDArray[np.uint8], places: Iterable[Place], factor: int) -> NDArray[np.uint8]:
         side = self.patch * factor
         return np.stack(
             [
