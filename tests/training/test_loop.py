@@ -123,7 +123,7 @@ def test_selectors_give_more_bits_to_what_needs_them() -> None:
     """On pictures that are half flat, half texture, measured sensitivities send the bits to the texture."""
     net, data = network(), crops(8)
     flat_and_texture = CropArrays(data.lr, data.hr)
-    seen = measure(net, flat_and_texture, n_crops=8, n_site_crops=1, patch=24)
+    seen = measure(net, flat_and_texture, n_crops=8, n_site_crops=1, tile=24)
     target = seen.target().view(8, 2, 2)
     assert float(target[:, :, 1].mean()) > float(target[:, :, 0].mean())
     fit_selectors(net, seen)
