@@ -30,6 +30,8 @@ __all__ = [
     "PairedCrops",
     "Place",
     "Split",
+    "cache_key",
+    "cached_arrays",
     "load_crops",
     "read_manifest",
     "read_split",
@@ -147,12 +149,12 @@ def load_crops(
     if not crops:
         raise DataError(f"{folder} has no photos for {split}")
     paths = [folder / crop.file for crop in crops]
-    key = _key(folder, paths)
+    key = cache_key(folder, paths)
     try:
         Path(cache).mkdir(parents=True, exist_ok=True)
-        hr = _cached(Path(cache) / f"hr-{key}.npy", len(paths), lambda i: read_image(paths[i]).pixels)
+        hr = cached_arrays(Path(cache) / f"hr-{key}.npy", len(paths), lambda i: read_image(paths[i]).pixels)
         lr_path = Path(cache) / f"lr-x{scale}-{border}-{key}.npy"
-        lr = _cached(lr_path, len(paths), lambda i: downscale(hr[i], scale, border))
+        lr = cached_arrays(lr_path, len(paths), lambda i: downscale(hr[i], scale, border))
     except OSError as error:
         raise DataError(f"the crops cannot be cached in {os.fspath(cache)}: {error}") from error
     return CropArrays(lr, hr)
@@ -233,7 +235,7 @@ def posed(image: NDArray[np.uint8], pose: int) -> NDArray[np.uint8]:
     return np.rot90(image[:, ::-1] if pose >= 4 else image, pose % 4)
 
 
-def _key(folder: Path, paths: list[Path]) -> str:
+def cache_key(folder: Path, paths: list[Path], *more: object) -> str:
     """Name a cache by what it holds: other crops, or files of another size or date, get another name."""
     try:
         facts = [
@@ -242,10 +244,10 @@ def _key(folder: Path, paths: list[Path]) -> str:
         ]
     except FileNotFoundError as error:
         raise DataError(f"{error.filename} is in the manifest, but does not exist") from None
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([*facts, *more]).encode()).hexdigest()[:16]
 
 
-def _cached(path: Path, n: int, make: Callable[[int], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+def cached_arrays(path: Path, n: int, make: Callable[[int], NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Map ``path``, an array of ``n`` pictures of one size; fill it from ``make`` first if it is missing."""
     if not path.exists():
         first = make(0)

@@ -122,7 +122,7 @@ def train(
         at = Position(**{key: state.get(key, value) for key, value in vars(at).items()})
     network.train()
     for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.eval()  # statistics frozen: the quantised network runs with them folded
+        norm.train(not recipe.freeze_norms)  # frozen: the quantised network runs with them folded
     compute_loss = workers.wrap(StepLoss(network, teacher, recipe, device))
     n_decisions = recipe.batch * sum(s.selector is not None for s in sites_of(network))
     share = workers.share(recipe.batch)

@@ -31,11 +31,13 @@ class Recipe:
         clip_norm: largest norm of all gradients together; 0 is none.
         ema: decay of the exponential moving average of the weights, which is what a stage yields; 0 is none.
         w_reg: weight of the bit loss at the start, raised by ``w_reg_step`` every epoch.
-        target_fqr: mean bits to be reached; a controller moves the bit loss's weight, `cadyq.training.target`.
+        target_fqr: mean bits to be reached: a controller moves the bit loss's weight (`cadyq.training.target`)
+            where selectors are trained, and their biases are placed in the end; 0 is no target.
         w_teacher: weight of L1 to the teacher's picture. ``w_attention_end`` and ``w_attention``: weights of
             attention transfer at the body's last and at every block's output (1e3 and 1e2 in the paper).
         bits: ``selector``: as the selectors choose; ``random``: at random per patch and site, so that the network
             works for every choice; ``mixed``: both in turn; ``largest``: the largest candidate.
+        freeze_norms: batch norms keep their statistics, as quantized networks need it.
         degrade: whether the low-resolution patches are damaged (`cadyq.data.degrade`), for the ``photo`` networks.
         validate_every: steps between two measurements on validation crops (and one at the end); 0 is never.
         validation_crops: how many; they are the first of the split.
@@ -68,6 +70,7 @@ class Recipe:
     w_attention_end: float = 0.0
     w_attention: float = 0.0
     bits: Literal["selector", "random", "mixed", "largest"] = "largest"
+    freeze_norms: bool = True
     degrade: bool = False
     validate_every: int = 0
     validation_crops: int = 24
@@ -93,8 +96,8 @@ class Recipe:
             raise ArgumentError("ema", self.ema, "at least 0 and below 1")
         if self.schedule == "step" and not self.decay_epochs:
             raise ArgumentError("decay_epochs", self.decay_epochs, "at least one epoch with schedule = step")
-        if self.target_fqr and self.bits not in ("selector", "mixed"):
-            raise ArgumentError("target_fqr", self.target_fqr, "0 unless bits is selector or mixed")
+        if self.target_fqr and self.bits == "largest":
+            raise ArgumentError("target_fqr", self.target_fqr, "0 with bits = largest")
 
     @property
     def epochs(self) -> float:
