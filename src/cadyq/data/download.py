@@ -22,7 +22,7 @@ from cadyq.errors import ArgumentError, DataError
 
 __all__ = ["ARCHIVES", "Archive", "download"]
 
-Progress = Callable[[int, int | None], None]
+Progress = Callable[[int, int], None]
 
 _CHUNK = 1 << 20
 _TIMEOUT = 60.0
@@ -63,7 +63,7 @@ def download(
     Args:
         name: key of `ARCHIVES`.
         root: the folder of all data sets; made if missing.
-        progress: called with bytes done and in all (``None`` if the server does not say), per archive.
+        progress: called with bytes done and in all (as many as done, if the server does not say), per archive.
 
     Raises:
         ArgumentError: an unknown name.
@@ -126,7 +126,7 @@ def _transfer(url: str, part: Path, progress: Progress) -> None:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
                 have += len(chunk)
-                progress(have, total)
+                progress(have, total or have)
     if total is not None and have < total:
         raise ConnectionError(f"the connection ended after {have} of {total} bytes")
 
