@@ -7,36 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_training import crops, network, weights
 
-from cadyq.backbones import Backbone, build_backbone
-from cadyq.config import Quantization
 from cadyq.data.crops import CropArrays
 from cadyq.errors import ArgumentError, CheckpointError
-from cadyq.functional.resize import downscale
 from cadyq.quant.context import Context
-from cadyq.quant.convert import calibrate, convert, observe
 from cadyq.quant.selector import BitSelector
 from cadyq.quant.site import sites_of
 from cadyq.training.loop import DivergenceError, Recipe, to_tensor, train
 from cadyq.training.supervise import SHARPNESS, fit_selectors, measure, set_budget
-
-
-def crops(n: int = 4) -> CropArrays:
-    """Half flat, half textured pictures."""
-    rng = np.random.default_rng(0)
-    hr = np.full((n, 96, 96, 3), 128, np.uint8)
-    hr[:, :, 48:] = rng.integers(0, 256, (n, 96, 48, 3), dtype=np.uint8)
-    return CropArrays(np.stack([downscale(h, 2) for h in hr]), hr)
-
-
-def network(seed: int = 0, **kw: object) -> Backbone:
-    torch.manual_seed(seed)
-    base = build_backbone("edsr", scale=2, channels=8, n_blocks=2).eval()
-    config = Quantization(bits=(2, 4, 8), dynamic=True, **kw)  # type: ignore[arg-type]
-    result = convert(base, config)
-    calibrate(result, observe(base, [to_tensor(crops().lr)]), config)
-    return result
-
 
 RECIPE = Recipe(
     steps=12,
@@ -49,10 +28,6 @@ RECIPE = Recipe(
     w_teacher=0.5,
     degrade=True,
 )
-
-
-def weights(net: Backbone) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in net.parameters()]
 
 
 def test_resumed_run_equals_uninterrupted_one(tmp_path: Path) -> None:
