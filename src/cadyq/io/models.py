@@ -59,8 +59,12 @@ def save_model(
     training: Mapping[str, Any] | None = None,
     figures: Mapping[str, Any] | None = None,
     license: str = "Apache-2.0",
+    half: bool = False,
 ) -> None:
-    """Write a network as a model file; weights that are used with 8 bits are stored with 8 bits."""
+    """Write a network as a model file; weights that are used with 8 bits are stored with 8 bits.
+
+    With ``half`` the other weights (not biases, clips or scales) are rounded to float16, to save space.
+    """
     tensors: dict[str, NDArray[Any]] = {}
     packed = {
         f"{name}.weight": m for name, m in network.named_modules() if isinstance(m, Conv2d) and m.weight_bits
@@ -68,7 +72,9 @@ def save_model(
     for name, value in network.state_dict().items():
         conv = packed.get(name)
         if conv is None:
-            tensors[name] = value.detach().numpy().copy()
+            array = value.detach().numpy()
+            is_weight = half and array.ndim > 1 and array.dtype == np.float32
+            tensors[name] = array.astype(np.float16) if is_weight else array.copy()
         else:
             tensors[name], tensors[name + "_range"] = _pack(conv)
     for site_name, grid in _grids(network).items():
