@@ -98,6 +98,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(target)
+        listener.listen(128)  # at once: whoever reads the address may connect before the server is ready
     except OSError as error:
         listener.close()
         what = f"{host}:{port}"

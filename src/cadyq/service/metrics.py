@@ -16,7 +16,7 @@ class Metrics:
     media_type = CONTENT_TYPE_LATEST
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self._registry = registry = CollectorRegistry()
         self.requests = Counter(
             "cadyq_http_requests_total",
             "Answered requests",
@@ -24,29 +24,27 @@ class Metrics:
             registry=self._registry,
         )
         self.waiting = Gauge(
-            "cadyq_jobs_waiting", "Jobs that wait, or whose upload goes on", registry=self._registry
+            "cadyq_jobs_waiting", "Jobs that wait, or whose upload goes on", registry=registry
         )
-        self.running = Gauge("cadyq_jobs_running", "Jobs that are worked on", registry=self._registry)
-        self.jobs = Counter("cadyq_jobs_total", "Ended jobs", ["state"], registry=self._registry)
+        self.running = Gauge("cadyq_jobs_running", "Jobs that are worked on", registry=registry)
+        self.jobs = Counter("cadyq_jobs_total", "Ended jobs", ["state"], registry=registry)
         self.refused = Counter(
-            "cadyq_jobs_refused_total", "Jobs refused as the queue was full", registry=self._registry
+            "cadyq_jobs_refused_total", "Jobs refused as the queue was full", registry=registry
         )
         self.wait_seconds = Histogram(
-            "cadyq_job_wait_seconds", "Time in the queue", buckets=_SECONDS, registry=self._registry
+            "cadyq_job_wait_seconds", "Time in the queue", buckets=_SECONDS, registry=registry
         )
         self.work_seconds = Histogram(
-            "cadyq_job_work_seconds", "Time of work", buckets=_SECONDS, registry=self._registry
+            "cadyq_job_work_seconds", "Time of work", buckets=_SECONDS, registry=registry
         )
-        self.pixels = Counter("cadyq_output_pixels_total", "Pixels of results", registry=self._registry)
+        self.pixels = Counter("cadyq_output_pixels_total", "Pixels of results", registry=registry)
         self.fqr = Histogram(
             "cadyq_mean_bits",
             "Mean bits (FQR) of results",
             buckets=(0, 2, 3, 4, 4.5, 5, 5.5, 6, 7, 8),
             registry=self._registry,
         )
-        self.kept_bytes = Gauge(
-            "cadyq_kept_bytes", "Bytes of finished jobs that are kept", registry=self._registry
-        )
+        self.kept_bytes = Gauge("cadyq_kept_bytes", "Bytes of finished jobs that are kept", registry=registry)
 
     def text(self) -> bytes:
         """Return the exposition that Prometheus reads."""

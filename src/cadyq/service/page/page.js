@@ -3,7 +3,7 @@
 import { View, rampGradient } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
-const view = new View($("view"), $("divider"), $("tip"), (text) => ($("zoom-level").textContent = text));
+const view = new View($("view"), $("divider"), $("tip"), (text) => ($("zoom-level").textContent = text), showRange);
 
 // Larger pictures are shown reduced: a browser holds four bytes for every pixel.
 const MOST_PIXELS = 40e6;
@@ -59,8 +59,18 @@ function showOptions() {
     : `${amount} ${budget < 0 ? "fewer" : "more"} (${budget > 0 ? "+" : "−"}${Math.abs(budget)})`;
   $("budget-value").textContent = text;
   $("budget").setAttribute("aria-valuetext", text);
-  $("ramp-ticks").replaceChildren(...bits.map((b) => Object.assign(document.createElement("span"), { textContent: `${b} bits` })));
+  if (!view.range && bits.length) showRange([bits[0], bits.at(-1)]);
   if (document.body.dataset.state === "done") $("run").hidden = !changed();
+}
+
+/** Label the ends and the middle of the ramp; where all tiles have the same bits there is one label. */
+function showRange([low, high]) {
+  const ticks = low === high ? [high] : [low, (low + high) / 2, high];
+  $("ramp-ticks").replaceChildren(...ticks.map((bits) => element("span", `${bits} bits`)));
+}
+
+function element(name, text, more = {}) {
+  return Object.assign(document.createElement(name), { textContent: text, ...more });
 }
 
 async function loadOffer() {
@@ -70,9 +80,11 @@ async function loadOffer() {
     complain("The service does not answer. Is cadyq serve still running?");
     return;
   }
-  $("model").replaceChildren(...offer.models.map((one) => {
-    const range = one.candidate_bits.length > 1 ? `${one.candidate_bits[0]} to ${one.candidate_bits.at(-1)} bits, by content` : `${one.candidate_bits[0]} bits everywhere`;
-    return Object.assign(document.createElement("option"), { value: one.name, textContent: `×${one.scale}, ${range} (${one.name})` });
+  const labels = offer.models.map(({ scale, candidate_bits: bits }) =>
+    `×${scale}, ${bits.length > 1 ? `${bits[0]} to ${bits.at(-1)} bits by content` : `${bits[0]} bits everywhere`}`);
+  $("model").replaceChildren(...offer.models.map(({ name }, i) => {
+    const isOnly = labels.indexOf(labels[i]) === labels.lastIndexOf(labels[i]);
+    return element("option", isOnly ? labels[i] : `${labels[i]} (${name})`, { value: name, title: name });
   }));
   const { max_pixels, max_upload } = offer.limits;
   const local = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
@@ -159,7 +171,7 @@ function watch(mine) {
 async function begin(data) {
   view.setLayout(data);
   say("Upscaling…");
-  $("notes").replaceChildren(...data.notes.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
+  $("notes").replaceChildren(...data.notes.map((text) => element("li", text)));
   const mine = run;
   if (!view.before) {
     const image = await picture(data.preview);
@@ -192,7 +204,7 @@ async function finish(mine, figures) {
   const bitmap = await createImageBitmap(blob, size).catch(() => null);
   if (mine !== run) return;
   if (bitmap) view.setAfter(bitmap);
-  setState("done", "Done");
+  setState("done", `Done in ${duration(figures.seconds)}: ${width} × ${height}, ${figures.fqr.toFixed(2)} bits on average`);
   view.setSplit(0.5, true);
   $("view").setAttribute("aria-label", `${file.name || "Picture"}, upscaled to ${width} by ${height} pixels; before on the left, after on the right. Plus and minus zoom, arrows move.`);
 }
@@ -200,16 +212,13 @@ async function finish(mine, figures) {
 function showFigures(figures) {
   const bits = figures.mean_bits.flat();
   const rows = [
-    ["Size", `${figures.width} × ${figures.height}`],
-    ["Mean bits", figures.fqr.toFixed(2)],
     ["Tiles", `${bits.length} of ${figures.tile} × ${figures.tile}`],
     ["Least, most bits of a tile", `${Math.min(...bits).toFixed(1)}, ${Math.max(...bits).toFixed(1)}`],
     ...(figures.exited ? [["Left the network", `${(figures.exited * 100).toFixed(0)} %`]] : []),
-    ["Time", duration(figures.seconds)],
+    ["Work", `${figures.bitops_g < 10 ? figures.bitops_g.toFixed(1) : Math.round(figures.bitops_g)} G bit operations`],
   ];
   $("figures").querySelector("dl").replaceChildren(...rows.flatMap(([name, value]) => [
-    Object.assign(document.createElement("dt"), { textContent: name }),
-    Object.assign(document.createElement("dd"), { textContent: value }),
+    element("dt", name), element("dd", value),
   ]));
   $("figures").hidden = false;
 }

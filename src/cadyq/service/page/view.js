@@ -17,8 +17,8 @@ export function rampGradient() {
 }
 
 export class View {
-  constructor(canvas, divider, tip, onZoom) {
-    Object.assign(this, { canvas, divider, tip, onZoom });
+  constructor(canvas, divider, tip, onZoom, onRange) {
+    Object.assign(this, { canvas, divider, tip, onZoom, onRange });
     this.context = canvas.getContext("2d");
     this.split = 0;
     this.heat = false;
@@ -46,7 +46,7 @@ export class View {
   setLayout(layout) {
     const { width, height, scale } = layout;
     this.layout = layout;
-    this.range = [Math.min(...layout.candidate_bits), Math.max(...layout.candidate_bits)];
+    this.range = null;
     this.tiles = [];
     this.after = null;
     this.setSize(width * scale, height * scale);
@@ -70,6 +70,7 @@ export class View {
     const shrink = (this.parts.width / this.size[0]) * scale;
     const paint = this.parts.getContext("2d");
     paint.drawImage(image, x0 * shrink, y0 * shrink, (x1 - x0) * shrink, (y1 - y0) * shrink);
+    this.widen(bits.flat().filter((value) => value > 0));
     const now = performance.now();
     bits.forEach((row, r) => row.forEach((value, c) => {
       const delay = calm.matches ? -ARRIVAL : (r + c) * Math.min(45, 700 / (bits.length + row.length));
@@ -80,6 +81,16 @@ export class View {
       });
     }));
     this.draw();
+  }
+
+  /** Colors span the means that occur, rounded outwards to half bits: a fixed scale would show gray. */
+  widen(values) {
+    if (!values.length) return;
+    const [low, high] = this.range ?? [Infinity, -Infinity];
+    this.range = [
+      Math.min(low, Math.floor(Math.min(...values) * 2) / 2), Math.max(high, Math.ceil(Math.max(...values) * 2) / 2),
+    ];
+    this.onRange(this.range);
   }
 
   setAfter(bitmap) {
@@ -179,7 +190,6 @@ export class View {
     const z = this.zoom * devicePixelRatio;
     c.setTransform(z, 0, 0, z, this.origin[0] * devicePixelRatio, this.origin[1] * devicePixelRatio);
     c.imageSmoothingQuality = "high";
-    // Beyond twice its size a pixel of the result is shown as a pixel.
     c.imageSmoothingEnabled = true;
     if (this.before) c.drawImage(this.before, 0, 0, ...size);
     const edge = this.split * canvas.clientWidth;
@@ -196,7 +206,7 @@ export class View {
   paintAfter(c, z) {
     const { layout, size } = this;
     if (this.after) {
-      c.imageSmoothingEnabled = z < 2;
+      c.imageSmoothingEnabled = z < 2; // beyond, a pixel is shown as a pixel
       c.drawImage(this.after, 0, 0, ...size);
     }
     const now = performance.now();
@@ -230,7 +240,7 @@ export class View {
     if (side * z < 6) return;
     const here = new Set(this.tiles.map((t) => `${t.x / layout.tile},${t.y / layout.tile}`));
     c.lineWidth = 1 / z;
-    c.strokeStyle = "rgb(255 255 255 / .4)";
+    c.strokeStyle = "rgb(255 255 255 / .22)";
     for (let row = 0; row < layout.rows; row++) {
       for (let col = 0; col < layout.cols; col++) {
         if (here.has(`${col},${row}`)) continue;
@@ -242,7 +252,7 @@ export class View {
 
   paintHeat(c) {
     const s = this.layout?.scale;
-    c.globalAlpha = 0.62;
+    c.globalAlpha = 0.7;
     for (const t of this.tiles) {
       if (performance.now() < t.start) continue;
       c.fillStyle = this.color(t.bits);
