@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from services import MODEL, png, serving, until
 
-pytest.importorskip("fastapi", reason="needs the extra [web]")
-httpx = pytest.importorskip("httpx", reason="needs the extra [web-test]")
-
 from cadyq import cli
-from cadyq.service import app as app_module
 from cadyq.service.work import Cancelled
+
+app_module = pytest.importorskip("cadyq.service.app", reason="needs the extra [web]")
+httpx = pytest.importorskip("httpx", reason="needs the extra [web-test]")
 
 
 @pytest.fixture
@@ -131,19 +130,19 @@ def test_mistakes_are_told(client, query, content, kind, words):
 
 
 def test_limits():
-    with serving(max_upload=5000, max_pixels=1000, upload_timeout=0.5) as address:
-        with httpx.Client(base_url=address, timeout=30) as client:
-            assert "1000" in problem(client.post("/v1/upscale", content=png(40, 40)), 422, "picture")
-            assert "5000" in problem(client.post("/v1/upscale", content=bytes(6000)), 413, "too_large")
-            parts = (bytes(1000) for _ in range(9))  # of unknown length: sent in chunks
-            problem(client.post("/v1/upscale", content=parts), 413, "too_large")
+    limited = serving(max_upload=5000, max_pixels=1000, upload_timeout=0.5)
+    with limited as address, httpx.Client(base_url=address, timeout=30) as client:
+        assert "1000" in problem(client.post("/v1/upscale", content=png(40, 40)), 422, "picture")
+        assert "5000" in problem(client.post("/v1/upscale", content=bytes(6000)), 413, "too_large")
+        parts = (bytes(1000) for _ in range(9))  # of unknown length: sent in chunks
+        problem(client.post("/v1/upscale", content=parts), 413, "too_large")
 
-            def slow():
-                yield b"x"
-                time.sleep(1.5)
-                yield b"y"
+        def slow():
+            yield b"x"
+            time.sleep(1.5)
+            yield b"y"
 
-            problem(client.post("/v1/upscale", content=slow()), 408, "upload_timeout")
+        problem(client.post("/v1/upscale", content=slow()), 408, "upload_timeout")
 
 
 def test_time_is_limited():
@@ -163,9 +162,11 @@ def held(monkeypatch):
         raise Cancelled
 
     monkeypatch.setattr(app_module, "upscale_job", work)
-    with serving(workers=1, queue=1, grace=0.05) as address:
-        with httpx.Client(base_url=address, timeout=30) as client:
-            yield client, ended
+    with (
+        serving(workers=1, queue=1, grace=0.05) as address,
+        httpx.Client(base_url=address, timeout=30) as client,
+    ):
+        yield client, ended
 
 
 def test_a_full_queue_answers_503_with_retry_after(held):

@@ -1,6 +1,7 @@
 """The page in a real Chromium: from a picture to its download, by mouse and by keyboard, large and small."""
 
 import os
+import re
 import shutil
 
 import pytest
@@ -26,10 +27,10 @@ def browser():
         found.close()
 
 
-@pytest.fixture(params=SIZES)
+@pytest.fixture
 def page(browser, service, request):
     """The page, freshly opened; what the console complains about fails the test, and so do foreign requests."""
-    width, height, scheme = SIZES[request.param]
+    width, height, scheme = SIZES[getattr(request, "param", "desktop")]
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
     )
@@ -65,12 +66,13 @@ def pixel(page, x, y):
     )
 
 
+@pytest.mark.parametrize("page", SIZES, indirect=True)
 def test_from_a_picture_to_its_download(page, service, tmp_path):
     import httpx
 
     choose(page, png())
     finish(page)
-    assert "256 × 192" in page.inner_text("#status")
+    assert re.search(r"256 . 192, \d\.\d\d bits", page.inner_text("#status"))
     with page.expect_download() as waiting:
         page.click("#download")
     download = waiting.value
@@ -101,7 +103,7 @@ def test_bits_are_shown_and_the_budget_changes_them(page):
 def test_everything_by_keyboard(page):
     page.keyboard.press("Tab")
     with page.expect_file_chooser() as waiting:
-        page.keyboard.press("Enter")
+        page.press("#choose:focus", "Enter")
     waiting.value.set_files({"name": "a.png", "mimeType": "image/png", "buffer": png()})
     finish(page)
     page.focus("#divider")
@@ -147,6 +149,7 @@ def test_mistakes_are_told_and_the_next_picture_works(page):
     assert not page.is_visible("#error")
 
 
+@pytest.mark.parametrize("page", SIZES, indirect=True)
 def test_axe_finds_nothing_serious(page):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the extra [web-test]")
     for state in ("empty", "done"):

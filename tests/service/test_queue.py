@@ -5,14 +5,13 @@ import threading
 
 import pytest
 
-pytest.importorskip("prometheus_client", reason="needs the extra [web]")
-
 from cadyq.errors import ArgumentError, ImageError, MissingExtraError
 from cadyq.service.jobs import Job, Options, Outcome, State
-from cadyq.service.metrics import Metrics
-from cadyq.service.queue import Busy, JobQueue
 from cadyq.service.settings import Settings
 from cadyq.service.work import Cancelled, OutOfTime
+
+Metrics = pytest.importorskip("cadyq.service.metrics", reason="needs the extra [web]").Metrics
+queues = pytest.importorskip("cadyq.service.queue", reason="needs the extra [web]")
 
 FIGURES = {"width": 8, "height": 8, "fqr": 5.0}
 
@@ -29,7 +28,7 @@ def run(scenario, work=lambda job, publish: outcome(), **settings):
     """Run a scenario against a started queue."""
 
     async def main():
-        queue = JobQueue(work, Settings(workers=1, **settings), Metrics())
+        queue = queues.JobQueue(work, Settings(workers=1, **settings), Metrics())
         await queue.start()
         try:
             return await asyncio.wait_for(scenario(queue), 20)
@@ -67,7 +66,7 @@ def test_a_full_queue_says_when_to_come_back():
         await asyncio.to_thread(begun.wait)
         waiting = [submit(queue, new()), submit(queue, new())]
         assert not queue.is_open
-        with pytest.raises(Busy) as caught, queue.place():
+        with pytest.raises(queues.Busy) as caught, queue.place():
             pass
         assert 1 <= caught.value.retry_after <= 120
         go.set()
@@ -117,7 +116,7 @@ def test_stopping_ends_what_runs_and_what_waits():
         await asyncio.to_thread(begun.wait)
         await queue.stop()
         assert [job.state for job in jobs] == [State.cancelled] * 3
-        with pytest.raises(Busy), queue.place():
+        with pytest.raises(queues.Busy), queue.place():
             pass
 
     run(scenario, work)
