@@ -39,7 +39,20 @@ ALLOWED = {
     "upscale": ("errors", "cells", "config", "functional", "io", "engine", "quant.infer"),
     "evaluate": ("errors", "functional", "io", "data", "upscale"),
     "audit": ("errors", "functional", "quant", "upscale"),
-    "cli": ("", "errors", "config", "io", "data", "upscale", "evaluate", "audit", "training", "cli"),
+    "service": ("", "errors", "functional", "io", "upscale", "service"),
+    "cli": (
+        "",
+        "errors",
+        "config",
+        "io",
+        "data",
+        "upscale",
+        "evaluate",
+        "audit",
+        "training",
+        "service",
+        "cli",
+    ),
     "__main__": ("cli",),
     "__init__": ("errors", "config", "functional", "io.images", "upscale"),
 }
@@ -55,6 +68,7 @@ TORCH_FREE = (
     "data",
     "upscale",
     "evaluate",
+    "service",
     "cli",
 )
 ON_TORCH = ("functional.quantize", "functional.losses", "io.models", "io.importers", "data.loader")

@@ -38,6 +38,7 @@ __all__ = [
     "ImageLike",
     "Mode",
     "Model",
+    "Part",
     "Progress",
     "Result",
     "Runtime",
@@ -58,6 +59,8 @@ Runtime: TypeAlias = Literal["auto", "engine", "torch"]
 ImageLike: TypeAlias = "NDArray[np.uint8] | Image.Image | Picture | str | os.PathLike[str]"
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (parts done, parts in all)."""
+OnPart: TypeAlias = "Callable[[Part], None]"
+"""Called with every `Part` as soon as it is computed."""
 ForceBits: TypeAlias = "int | Mapping[str, int | NDArray[Any]] | None"
 
 DEFAULT_TILE = 48
@@ -67,6 +70,20 @@ _BLOCK_WIDTH = 1536
 _BLOCK_PIXELS = 768 * 768
 _PATCHES_AT_ONCE = 4
 _LARGEST_TILE = 1024
+
+
+class Part(NamedTuple):
+    """A finished part of a picture, for those who watch; views, valid until the callback returns.
+
+    Attributes:
+        box: ``(y0, y1, x0, x1)`` in LR pixels; it begins and ends on the grid of tiles.
+        pixels: uint8 RGB, ``(scale h, scale w, 3)``; tiles that exited (0 bits everywhere) are not filled yet.
+        bits: per counted site, the bit-width of every tile of the box, uint8 ``(rows, cols)``.
+    """
+
+    box: tuple[int, int, int, int]
+    pixels: NDArray[np.uint8]
+    bits: dict[str, NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +211,7 @@ class Model:
         threads: int | None = None,
         force_bits: ForceBits = None,
         progress: Progress | None = None,
+        on_part: OnPart | None = None,
         runtime: Runtime = "auto",
     ) -> Result:
         """Upscale a picture.
@@ -210,7 +228,8 @@ class Model:
             threads: CPU threads, None for torch's own choice.
             force_bits: bit-widths in place of the selectors' choices: one for all sites, or by site name one
                 or an array ``(rows, cols)``. It does not bring back cells that exit.
-            progress: called after each part with (done, total).
+            progress: called after each part with (done, total). What it raises ends the work and passes through.
+            on_part: called with every part as it is computed (mode ``tiles`` only).
             runtime: ``engine`` (integers), ``torch`` (the same network simulated in float), or ``auto``.
 
         Raises:
@@ -224,9 +243,8 @@ class Model:
         if picture.alpha is not None:
             rgb = fill_transparent(rgb, picture.alpha)
         chosen = self.runtime(mode, tile, runtime)
-        job = _Job(
-            self, rgb, tile, budget, force_bits, progress or (lambda done, total: None), chosen, threads
-        )
+        tell = progress or (lambda done, total: None)
+        job = _Job(self, rgb, tile, budget, force_bits, tell, on_part, chosen, threads)
         if chosen == "engine":
             cells = job.tiles()
         else:
@@ -406,6 +424,7 @@ class _Job:
     budget: float
     force_bits: ForceBits
     progress: Progress
+    on_part: OnPart | None
     runtime: Runtime
     threads: int | None
 
@@ -453,6 +472,7 @@ class _Job:
         for done, (read, keep) in enumerate(blocks, start=1):
             if not exits[self._cells(keep)].all():
                 self._block(read, keep, exits, result, bits)
+                self._tell(keep, result, bits)
             self.progress(done, len(blocks))
         if exits.any():
             self._fill_exits(result, exits)
@@ -478,6 +498,15 @@ class _Job:
         ys, xs = (slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
         for name, value in found.bits.items():
             bits[name][inner] = value.reshape(index.shape)[ys, xs]
+
+    def _tell(
+        self, box: tuple[int, int, int, int], result: NDArray[np.uint8], bits: dict[str, NDArray[np.uint8]]
+    ) -> None:
+        if self.on_part is not None:
+            (y0, y1, x0, x1), s = box, self.model.scale
+            cells = self._cells(box)
+            found = {name: grid[cells] for name, grid in bits.items()}
+            self.on_part(Part(box, result[y0 * s : y1 * s, x0 * s : x1 * s], found))
 
     def _run(self, rgb: NDArray[np.uint8], active: NDArray[np.bool_], force: ForceBits) -> Inferred:
         """One block of tiles on the chosen runtime."""
