@@ -32,6 +32,7 @@ QUICK = {"Urban100": 5, "Test2K": 1, "Large2K": 1, "Test4K": 0, "Large4K": 0}
 """Pictures of each set that ``--quick`` measures; 0 leaves the set out."""
 
 _QUICK_OTHERS = 2
+_SCORING = 1.2e-6  # seconds per output pixel
 _CODE = ("functional", "quant", "backbones", "engine", "native", "lowering.py", "upscale.py", "evaluate.py")
 
 
@@ -158,16 +159,16 @@ class Lab:
         """LR pixels that a request covers."""
         return sum(lr_pixels(request.data, request.subject.network.scale, self.root, self.limit(request.data)))
 
-    def seconds_per_pixel(self, network: Network) -> float:
+    def seconds_per_pixel(self, network: Network, mode: Mode = "tiles") -> float:
         """Rough time per LR pixel, from one small picture."""
         model = Subject(network).load()
-        side = 64 if model.engine is None else 128
+        side = 128 if model.runtime(mode, model.tile) == "engine" else 64
         picture = np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8)
-        model.upscale(picture, threads=self.threads)
+        model.upscale(picture, mode=mode, threads=self.threads)
         start = time.perf_counter()
-        model.upscale(picture, threads=self.threads)
-        # PSNR and SSIM of 16 output pixels come on top, about as much on every machine.
-        return (time.perf_counter() - start) / side**2 + 3e-6 * network.scale**2 / 16
+        model.upscale(picture, mode=mode, threads=self.threads)
+        # PSNR and SSIM of the output come on top.
+        return (time.perf_counter() - start) / side**2 + _SCORING * network.scale**2
 
     def _read(self, key: str) -> Evaluation | None:
         if self.store is None or not (self.store / f"{key}.json").is_file():
