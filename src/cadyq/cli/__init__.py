@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 
 from cadyq import __version__
-from cadyq.cli import audit, evaluate, info, reproduce, upscale
+from cadyq.cli import audit, evaluate, info, profile, reproduce, upscale
 from cadyq.cli.common import complain
 from cadyq.errors import CadyqError
 
 __all__ = ["main"]
 
-COMMANDS = (upscale, evaluate, audit, info, reproduce)
+COMMANDS = (upscale, evaluate, audit, info, profile, reproduce)
 _INTERRUPTED = 130
 
 
