@@ -69,6 +69,7 @@ DEFAULT_TILE = 48
 _BLOCK_WIDTH = 1536
 _BLOCK_PIXELS = 768 * 768
 _PATCHES_AT_ONCE = 4
+_PATCH, _PATCH_OVERLAP = 96, 6
 _LARGEST_TILE = 1024
 
 
@@ -222,7 +223,8 @@ class Model:
                 colors below fully transparent pixels are replaced by their surroundings', so that they cannot
                 bleed.
             mode: one of `MODES`. Only ``tiles`` lets cells leave the network (exit) and cuts large pictures.
-            tile: side of a tile in LR pixels, 8 to 1024; None is the model's own.
+            tile: side of a tile in LR pixels, 8 to 1024; None is the model's own. With ``patches`` the side of a
+                patch, None is 96.
             budget: more (positive) or fewer (negative) bits than the model would choose. It is added to the
                 selectors' scores per bit, and subtracted from the exit threshold (a log error).
             threads: CPU threads, None for torch's own choice.
@@ -260,7 +262,8 @@ class Model:
     ) -> int:
         if mode not in MODES:
             raise ArgumentError("mode", mode, f"one of {', '.join(MODES)}")
-        tile = self.tile if tile is None else tile
+        if tile is None:
+            tile = _PATCH if mode == "patches" else self.tile
         if not isinstance(tile, int) or not 8 <= tile <= _LARGEST_TILE:
             raise ArgumentError("tile", tile, f"8 to {_LARGEST_TILE} LR pixels")
         if not np.isfinite(budget):
@@ -439,10 +442,11 @@ class _Job:
         return _Cells(found.pixels[0], bits, areas, np.zeros((1, 1), bool))
 
     def patches(self) -> _Cells:
-        """Independent patches of 96 with step 90, equal sizes batched (released reference)."""
+        """Independent patches that overlap by 6 pixels, equal sizes batched (released reference)."""
         from cadyq.quant.infer import run_batch
 
-        cut = published_patches(*self.rgb.shape[:2])
+        size = self.tile_size
+        cut = published_patches(*self.rgb.shape[:2], size, max(1, size - _PATCH_OVERLAP))
         shape = (len(np.unique(cut.read[:, 0])), len(np.unique(cut.read[:, 2])))
         sizes = np.stack([cut.read[:, 1] - cut.read[:, 0], cut.read[:, 3] - cut.read[:, 2]], axis=1)
         result, bits, done = self._canvas(), self._no_bits(shape), 0

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from cadyq import __version__
-from cadyq.cli import audit, download, evaluate, info, serve, train, upscale
+from cadyq.cli import audit, download, evaluate, explain, info, profile, reproduce, serve, train, upscale
 from cadyq.cli.common import complain
 from cadyq.errors import CadyqError
 
@@ -25,6 +25,9 @@ COMMANDS = (
     info,
     download,
     train,
+    profile,
+    explain,
+    reproduce,
 )
 _INTERRUPTED = 130
 

@@ -14,7 +14,7 @@ from cadyq.cells import Force, Inferred, SiteCost
 from cadyq.engine.plan import MAX_TILE, Block, Conv, Plan, Site, Step
 from cadyq.engine.run import Engine
 
-__all__ = ["MAX_TILE", "EngineRuntime"]
+__all__ = ["MAX_TILE", "EngineRuntime", "with_budget"]
 
 WEIGHT_BITS = 8  # plans hold int8 weights
 
@@ -40,7 +40,7 @@ class EngineRuntime:
         self._engine = lru_cache(maxsize=2)(self._made)
 
     def _made(self, tile: int, budget: float, threads: int | None) -> Engine:
-        return Engine(_with_budget(dataclasses.replace(self.plan, tile=tile), budget), threads)
+        return Engine(with_budget(dataclasses.replace(self.plan, tile=tile), budget), threads)
 
     def isa(self) -> str:
         """Instruction set that runs here."""
@@ -80,7 +80,7 @@ class EngineRuntime:
         return choice
 
 
-def _with_budget(plan: Plan, budget: float) -> Plan:
+def with_budget(plan: Plan, budget: float) -> Plan:
     """The plan with ``budget`` times bits added to every selector's scores."""
     if budget == 0:
         return plan
