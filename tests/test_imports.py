@@ -49,9 +49,23 @@ ALLOWED = {
     "bands": ("cells", "functional"),
     "folders": ("errors", "io.files", "io.images", "io.journal"),
     "upscale": ("errors", "bands", "cells", "config", "functional", "io", "engine", "quant.infer"),
+    "pictures": ("errors", "cells", "functional", "io", "upscale"),
     "evaluate": ("errors", "functional", "io", "data", "upscale"),
     "audit": ("errors", "functional", "quant", "upscale"),
-    "cli": ("", "errors", "config", "io", "data", "upscale", "evaluate", "audit", "training", "cli"),
+    "cli": (
+        "",
+        "errors",
+        "config",
+        "io",
+        "data",
+        "folders",
+        "pictures",
+        "upscale",
+        "evaluate",
+        "audit",
+        "training",
+        "cli",
+    ),
     "__main__": ("cli",),
     "__init__": ("errors", "config", "functional", "io.images", "upscale"),
 }
@@ -67,6 +81,8 @@ TORCH_FREE = (
     "io",
     "data",
     "upscale",
+    "folders",
+    "pictures",
     "evaluate",
     "cli",
 )
@@ -160,7 +176,7 @@ def test_version_is_the_projects():
     "code",
     [
         "import cadyq; cadyq.Quantization, cadyq.load, cadyq.Model, cadyq.imresize, cadyq.read_image",
-        "import cadyq.cli, cadyq.upscale, cadyq.evaluate, cadyq.audit, cadyq.data.sets",
+        "import cadyq.cli, cadyq.pictures, cadyq.folders, cadyq.evaluate, cadyq.audit, cadyq.data.sets",
         "import cadyq.cli; cadyq.cli._parser().format_help()",
     ],
 )

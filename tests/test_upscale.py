@@ -7,7 +7,6 @@ from networks import build_network, save_network, scene
 from PIL import Image
 
 from cadyq import bands
-from cadyq import upscale as module
 from cadyq.backbones import BACKBONES
 from cadyq.config import Quantization
 from cadyq.errors import ArgumentError, CheckpointError, ImageError
@@ -329,10 +328,3 @@ def test_loading(model_files, raises_clearly, tmp_path):
     raises_clearly(CheckpointError, lambda: load(tmp_path / "empty.safetensors"), "empty")
     assert load(model_files["edsr"], scale=4).scale == 4
     assert "edsr" in repr(load(model_files["edsr"]))
-
-
-def test_the_default_model_is_content_aware(monkeypatch):
-    names = ["srresnet-x2", "srresnet_x4_8bit", "srresnet_x4_cadyq", "zzz-x4"]
-    monkeypatch.setattr("cadyq.upscale.shipped_models", lambda: names)
-    assert module.default_model() == "srresnet_x4_cadyq"
-    assert module.default_model(2) == "srresnet-x2"

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -143,9 +144,7 @@ def run_jobs(
         for index, job in enumerate(jobs, start=1):
             here = {"index": index, "source": str(job.source), "target": str(job.target)}
             try:
-                said = _one(job, journal, prepare, overwrite, lambda share, here=here: emit(  # type: ignore[misc]
-                    {"event": "progress", **here, "share": share, "eta_seconds": clock.eta(share)}
-                ))  # fmt: skip
+                said = _one(job, journal, prepare, overwrite, partial(_progress, emit, clock, job, here))
             except CadyqError as error:
                 outcome.failed += (error.exit_code,)
                 clock.finished(job, worked=False)
@@ -202,6 +201,12 @@ def _one(
     return task.run(lambda done, total: on_share(done / total), ready)
 
 
+def _progress(
+    emit: Callable[[Event], None], clock: _Clock, job: Job, here: Mapping[str, Any], share: float
+) -> None:
+    emit({"event": "progress", **here, "share": round(share, 4), "eta_seconds": clock.eta(job, share)})
+
+
 class _Clock:
     """Time that is left, by the sizes of the files: what a picture takes is about proportional to them."""
 
@@ -219,12 +224,12 @@ class _Clock:
         self._left -= self._sizes[job]
         self._last = now
 
-    def eta(self, share: float) -> float | None:
-        """Seconds that are left when ``share`` of the current picture is done; None before the first is."""
-        if not self._worked:
-            return None
-        current = time.monotonic() - self._last
-        return max(0.0, round(self._left * self._spent / self._worked - min(share, 1) * current, 1))
+    def eta(self, job: Job, share: float) -> float | None:
+        """Seconds that are left when ``share`` of a picture is done; None before anything is."""
+        here = share * self._sizes[job]
+        worked = self._worked + here
+        spent = self._spent + time.monotonic() - self._last
+        return round(max(0.0, self._left - here) * spent / worked, 1) if worked else None
 
     def elapsed(self) -> float:
         return round(time.monotonic() - self._start, 3)

@@ -8,7 +8,6 @@ module needs no torch.
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,9 +28,10 @@ from cadyq.functional.cost import ZeroShare, bitops, fqr, zero_share
 from cadyq.functional.image import gray
 from cadyq.functional.resize import imresize, imresize_rows
 from cadyq.functional.tiling import published_patches
-from cadyq.io.images import Picture, from_pil, read_image, split_channels, write_image
+from cadyq.io.images import Picture, from_pil, read_image, write_image
 from cadyq.io.plans import LoadedPlan, load_plan
-from cadyq.io.shipped import model_path, plan_path, shipped_models
+from cadyq.io.shipped import default_model, model_path, plan_path, shipped_models
+from cadyq.io.stream import split_channels
 
 if TYPE_CHECKING:
     from cadyq.io.models import LoadedModel
@@ -419,21 +419,6 @@ def _joined(rgb: Levels, is_gray: bool, alpha: Levels | None) -> Levels:
     if alpha is not None:
         layers.append(alpha[..., None])
     return np.concatenate(layers, axis=2) if len(layers) > 1 else layers[0]
-
-
-def default_model(scale: int = 4) -> str:
-    """Return the name of the shipped model for a scale; a content-aware one is preferred.
-
-    Raises:
-        ArgumentError: none is shipped for this scale.
-    """
-    fitting = [name for name in shipped_models() if f"x{scale}" in re.split("[-_.]", name)]
-    if not fitting:
-        shipped = ", ".join(shipped_models()) or "none"
-        raise ArgumentError(
-            "scale", scale, f"the scale of a shipped model ({shipped})", "or pass a model file"
-        )
-    return str(min(fitting, key=lambda name: ("cadyq" not in name, name)))
 
 
 def describe(model: str | os.PathLike[str]) -> dict[str, Any]:

@@ -26,16 +26,18 @@ from cadyq.cells import Levels
 from cadyq.errors import ArgumentError, ImageError, MissingExtraError
 from cadyq.io.files import replacing
 from cadyq.io.metadata import Metadata, orientation_of, read_metadata, save_options, turned_upright
-from cadyq.io.stream import RowReader, has_vips, write_rows
+from cadyq.io.stream import RowReader, has_vips, reduced, split_channels, write_rows
 
 __all__ = [
     "MAX_PIXELS",
     "SUFFIXES",
     "Header",
     "Picture",
+    "check_output",
     "encode_image",
     "from_pil",
     "probe_image",
+    "profile_if_fitting",
     "read_image",
     "save_picture",
     "write_image",
@@ -102,8 +104,8 @@ class Picture:
         """Return it with 8 bits per channel, rounded to the nearest."""
         if self.pixels.dtype == np.uint8:
             return self
-        alpha = None if self.alpha is None else _reduced(self.alpha)
-        return replace(self, pixels=_reduced(self.pixels), alpha=alpha)
+        alpha = None if self.alpha is None else reduced(self.alpha)
+        return replace(self, pixels=reduced(self.pixels), alpha=alpha)
 
 
 @dataclass(frozen=True)
@@ -393,14 +395,6 @@ def _decode_deep(image: Image.Image, content: bytes) -> Picture:
     )
 
 
-def split_channels(pixels: Levels) -> tuple[Levels, Levels | None]:
-    """Take ``(H, W, 1 to 4)`` apart into RGB ``(H, W, 3)`` and opacity ``(H, W)`` or None."""
-    channels = pixels.shape[2]
-    color = pixels[..., :1].repeat(3, axis=2) if channels < 3 else pixels[..., :3]
-    alpha = np.ascontiguousarray(pixels[..., -1]) if channels in (2, 4) else None
-    return np.ascontiguousarray(color), alpha
-
-
 def _decode(image: Image.Image, deep: bool) -> Picture:
     mode, icc, file_format = image.mode, image.info.get("icc_profile") or None, str(image.format or "")
     notes = []
@@ -422,7 +416,7 @@ def _decode(image: Image.Image, deep: bool) -> Picture:
         notes.append("Its transparent gray level was ignored.")
     if mode in _DEEP_GRAY_MODES:
         levels = _gray_levels(image)
-        pixels: Levels = (levels if deep else _reduced(levels))[..., None].repeat(3, axis=2)
+        pixels: Levels = (levels if deep else reduced(levels))[..., None].repeat(3, axis=2)
     else:
         if mode == "CMYK":
             image = _from_cmyk(image, icc)
@@ -452,11 +446,6 @@ def _gray_levels(image: Image.Image) -> NDArray[np.uint16]:
     if levels.min() < 0 or levels.max() > 65535:
         raise ImageError("has 32-bit gray levels, expected 8 or 16 bits per channel")
     return levels.astype(np.uint16)
-
-
-def _reduced(levels: Levels) -> NDArray[np.uint8]:
-    """Reduce 0..65535 to 0..255, rounded to the nearest."""
-    return ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _from_cmyk(image: Image.Image, icc: bytes | None) -> Image.Image:

@@ -37,7 +37,7 @@ class Journal:
         self.path = folder / JOURNAL_NAME
         self._folder = folder
         self._descriptor: int | None = None
-        self._entries: dict[str, dict[str, Any]] = {}
+        self._entries: dict[str, list[dict[str, Any]]] = {}  # the newest last
 
     def __enter__(self) -> Journal:
         if self.path.exists():
@@ -55,10 +55,12 @@ class Journal:
         """Tell what lies at ``target``; ``settings`` is a digest of all that decides about the result."""
         if not target.exists():
             return "missing"
-        entry = self._entries.get(self._key(target))
-        if entry is None or not _is_same(target, entry["target"]):
+        # The newest line may describe a file that was never given its name: then an older one holds.
+        lines = self._entries.get(self._key(target), [])
+        made = next((entry for entry in reversed(lines) if _is_same(target, entry["target"])), None)
+        if made is None:
             return "foreign"
-        same = entry["settings"] == settings and _is_same(source, entry["source"])
+        same = made["settings"] == settings and _is_same(source, made["source"])
         return "done" if same else "stale"
 
     def recorder(self, source: Path, target: Path, settings: str) -> Callable[[Path], None]:
@@ -88,7 +90,9 @@ class Journal:
             raise ImageError(f"{self._folder} is being written to by another process; wait for it") from None
         except OSError as error:
             raise ImageError(f"{self.path} cannot be used: {error.strerror or error}") from error
-        self._entries = {entry["name"]: entry for entry in map(_parsed, lines) if entry is not None}
+        for entry in map(_parsed, lines):
+            if entry is not None:
+                self._entries.setdefault(entry["name"], []).append(entry)
         if lines[-1]:
             # The process was killed in the middle of this line.
             self._write(b"\n")
@@ -97,7 +101,7 @@ class Journal:
         if self._descriptor is None:
             self._open()
         self._write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
-        self._entries[entry["name"]] = entry
+        self._entries.setdefault(entry["name"], []).append(entry)
 
     def _write(self, line: bytes) -> None:
         assert self._descriptor is not None

@@ -16,9 +16,10 @@ from PIL import TiffImagePlugin, TiffTags
 
 from cadyq.cells import Levels
 from cadyq.errors import ArgumentError, ImageError, MissingExtraError
+from cadyq.functional.alpha import FILL_CELL, fill_transparent
 from cadyq.io.metadata import Metadata, add_exif_to_tiff
 
-__all__ = ["STREAMED_FORMATS", "RowReader", "has_vips", "write_rows"]
+__all__ = ["STREAMED_FORMATS", "FileRows", "RowReader", "has_vips", "write_rows"]
 
 STREAMED_FORMATS = ("PNG", "TIFF", "JPEG")
 """Formats that can be written while they are computed."""
@@ -107,6 +108,71 @@ class RowReader:
                 raise ImageError(f"is damaged or cut off: {_first_line(error)}") from error
             parts.append(np.frombuffer(data, self.dtype).reshape(n, self.width, self.channels))
         return np.concatenate(parts)
+
+
+class FileRows:
+    """A picture file as `cadyq.upscale` reads it: RGB rows, hidden colors filled, opacity beside them.
+
+    Args:
+        source: as of `RowReader`.
+        depth: 8 reduces 16 bits per channel to 8.
+
+    Attributes:
+        shape: height and width.
+        dtype: uint8 or uint16.
+        is_gray, has_alpha: what the file's channels are.
+    """
+
+    def __init__(self, source: str | os.PathLike[str] | bytes, depth: int = 16) -> None:
+        self._reader = RowReader(source)
+        self.shape = (self._reader.height, self._reader.width)
+        self._reduce = depth == 8 and self._reader.dtype == np.uint16
+        self.dtype = np.dtype(np.uint8) if self._reduce else self._reader.dtype
+        self.is_gray, self.has_alpha = self._reader.channels < 3, self._reader.channels % 2 == 0
+        self._kept = np.empty((0, self.shape[1], self._reader.channels), self.dtype)
+        self._top = 0
+
+    def read(self, top: int, bottom: int) -> Levels:
+        """Rows of RGB, ``(rows, width, 3)``."""
+        if not self.has_alpha:
+            return split_channels(self._rows(top, bottom))[0]
+        # A filled color depends on its aligned square and the eight around it.
+        first = max(0, (top // FILL_CELL - 1) * FILL_CELL)
+        last = min(self.shape[0], (-(-bottom // FILL_CELL) + 1) * FILL_CELL)
+        rgb, alpha = split_channels(self._rows(first, last))
+        assert alpha is not None
+        return fill_transparent(rgb, alpha)[top - first : bottom - first]
+
+    def alpha(self, top: int, bottom: int) -> Levels:
+        """Rows of opacity, ``(rows, width)``."""
+        return np.ascontiguousarray(self._rows(top, bottom)[..., -1])
+
+    def forget(self, top: int) -> None:
+        """Rows above ``top`` will not be read again."""
+        # What opacity is filled from reaches further up.
+        top = max(0, (top // FILL_CELL - 1) * FILL_CELL) if self.has_alpha else top
+        self._kept = self._kept[max(0, top - self._top) :].copy()
+        self._top = max(self._top, top)
+
+    def _rows(self, top: int, bottom: int) -> Levels:
+        end = self._top + len(self._kept)
+        if bottom > end:
+            more = self._reader.read(end, bottom)
+            self._kept = np.concatenate([self._kept, reduced(more) if self._reduce else more])
+        return self._kept[top - self._top : bottom - self._top]
+
+
+def split_channels(pixels: Levels) -> tuple[Levels, Levels | None]:
+    """Take ``(H, W, 1 to 4)`` apart into RGB ``(H, W, 3)`` and opacity ``(H, W)`` or None."""
+    channels = pixels.shape[2]
+    color = pixels[..., :1].repeat(3, axis=2) if channels < 3 else pixels[..., :3]
+    alpha = np.ascontiguousarray(pixels[..., -1]) if channels in (2, 4) else None
+    return np.ascontiguousarray(color), alpha
+
+
+def reduced(levels: Levels) -> Levels:
+    """Reduce 0..65535 to 0..255, rounded to the nearest."""
+    return ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def write_rows(
