@@ -92,7 +92,9 @@ def s5(bench: Bench) -> Table:
         "The last patch of a row or column takes the rest, as in the released reference.",
         "CARN stands where it is trained; other backbones are shown beside it, without a published figure.",
     ]
-    return Table("S5", "Size of inference patches (step = size - 6), Urban100", columns, rows, notes, differences)
+    return Table(
+        "S5", "Size of inference patches (step = size - 6), Urban100", columns, rows, notes, differences
+    )
 
 
 def _claim(rows: list[dict[str, Any]]) -> list[str]:
@@ -139,7 +141,9 @@ def s6(bench: Bench) -> Table:
     keys = dict.fromkeys(k for n in ours.values() if n is not None for k in n.training)
     for key in keys:
         cells = {name: str(n.training.get(key, "-")) if n else None for name, n in ours.items()}
-        rows.append({"group": "Ours: records of the CADyQ x4 networks", "setting": key, **cells, "status": "counted"})
+        rows.append(
+            {"group": "Ours: records of the CADyQ x4 networks", "setting": key, **cells, "status": "counted"}
+        )
     for name, n in ours.items():
         if n is None:
             rows.append(
@@ -150,8 +154,14 @@ def s6(bench: Bench) -> Table:
                 }
             )
     folder = files("cadyq").joinpath("recipes")
-    found = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name) if folder.is_dir() else []
-    notes = ["Updates of the paper's schedule: " + ", ".join(f"{k} {v}" for k, v in PAPER_STEPS.items()) + "."]
+    found = (
+        sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+        if folder.is_dir()
+        else []
+    )
+    notes = [
+        "Updates of the paper's schedule: " + ", ".join(f"{k} {v}" for k, v in PAPER_STEPS.items()) + "."
+    ]
     for file in found:
         flat = _flat(load_toml(str(file)))
         text = "; ".join(f"{k} = {v}" for k, v in flat.items())
@@ -342,10 +352,17 @@ def s8(bench: Bench) -> Table:
         "(a) uses the engine's largest tiles (256 LR pixels), whose ring is the smallest: with equal bits the result does "
         "not depend on the tile.",
     ]
-    return Table("S8", "Overhead for a 3840x2160 picture", columns, rows, notes, [
-        "The paper measures fake-quantized networks on a GPU; here bits are executed in integers on a CPU.",
-        "Tiles share one plane: only the ring of the hidden layer is computed twice, not whole overlapping patches.",
-    ])
+    return Table(
+        "S8",
+        "Overhead for a 3840x2160 picture",
+        columns,
+        rows,
+        notes,
+        [
+            "The paper measures fake-quantized networks on a GPU; here bits are executed in integers on a CPU.",
+            "Tiles share one plane: only the ring of the hidden layer is computed twice, not whole overlapping patches.",
+        ],
+    )
 
 
 def _overhead(

@@ -313,9 +313,7 @@ def _page(found: Explanation, pictures: dict[str, bytes]) -> str:
     r = found.result
     buffer = io.BytesIO()
     Image.fromarray(found.picture.pixels).save(buffer, "PNG", optimize=True)
-    palette = [
-        "#" + "".join(f"{round(255 * v):02x}" for v in bits_cmap()(i / 64)[:3]) for i in range(65)
-    ]
+    palette = ["#" + "".join(f"{round(255 * v):02x}" for v in bits_cmap()(i / 64)[:3]) for i in range(65)]
     data = {**found.to_mapping(), "palette": palette}
     macs_at_most = _most_bitops(found)
     facts = (

@@ -27,7 +27,12 @@ BUDGETS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 
 _LAYER = 16
 _CROP = 48  # LR pixels
-_PICTURES = ("img_012", "img_024", "img_092", "img_004")  # textures that tell networks apart; fixed, not searched
+_PICTURES = (
+    "img_012",
+    "img_024",
+    "img_092",
+    "img_004",
+)  # textures that tell networks apart; fixed, not searched
 
 
 def fig_s1(bench: Bench) -> Table:
@@ -111,11 +116,19 @@ def _plot_s1(bench: Bench, channels: Array, stds: Sequence[tuple[Any, Array]]) -
         left.legend(loc="upper left", handlelength=1.2)
         layers = np.arange(1, len(stds) + 1)
         each = np.array([np.percentile(s, [0, 50, 100]) for _, s in stds])
-        right.fill_between(layers, each[:, 0], each[:, 2], color=COLORS[5], alpha=0.45, linewidth=0,
-                           label="channel-wise: smallest to largest")
+        right.fill_between(
+            layers,
+            each[:, 0],
+            each[:, 2],
+            color=COLORS[5],
+            alpha=0.45,
+            linewidth=0,
+            label="channel-wise: smallest to largest",
+        )
         right.plot(layers, each[:, 1], color=COLORS[0], label="channel-wise: median")
-        right.plot(layers, [s for s, _ in stds], "--", color=COLORS[1], marker="s", markersize=3,
-                   label="layer-wise")
+        right.plot(
+            layers, [s for s, _ in stds], "--", color=COLORS[1], marker="s", markersize=3, label="layer-wise"
+        )
         right.set_yscale("log")
         right.set_xlabel("body convolution")
         right.set_ylabel("standard deviation (log scale)")
@@ -186,7 +199,9 @@ def _plot_s2(bench: Bench, rows: Sequence[dict[str, Any]]) -> list[str]:
         for i, ((model, knob), points) in enumerate(curves.items()):
             points = sorted(points, key=lambda r: r["fqr"])
             style = {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]}
-            axes.plot([p["fqr"] for p in points], [p["psnr_db"] for p in points], label=f"{model}, {knob}", **style)
+            axes.plot(
+                [p["fqr"] for p in points], [p["psnr_db"] for p in points], label=f"{model}, {knob}", **style
+            )
             for p in points:
                 axes.annotate(
                     f"{p['value']:+g}" if p["value"] else "0",
@@ -293,8 +308,15 @@ def _plot_s3(bench: Bench, strips: Sequence[Sequence[tuple[str, Array | None]]])
                     side.set_visible(True)
                     side.set_color("#999999")
                 if crop is None:
-                    axes.text(0.5, 0.5, "not\ntrained", ha="center", va="center", transform=axes.transAxes,
-                              color="#666666")
+                    axes.text(
+                        0.5,
+                        0.5,
+                        "not\ntrained",
+                        ha="center",
+                        va="center",
+                        transform=axes.transAxes,
+                        color="#666666",
+                    )
                     axes.set_aspect("equal")
                 else:
                     axes.imshow(crop, interpolation="nearest")

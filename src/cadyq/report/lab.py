@@ -157,7 +157,9 @@ class Lab:
 
     def pixels(self, request: Request) -> int:
         """LR pixels that a request covers."""
-        return sum(lr_pixels(request.data, request.subject.network.scale, self.root, self.limit(request.data)))
+        return sum(
+            lr_pixels(request.data, request.subject.network.scale, self.root, self.limit(request.data))
+        )
 
     def seconds_per_pixel(self, network: Network, mode: Mode = "tiles") -> float:
         """Rough time per LR pixel, from one small picture."""

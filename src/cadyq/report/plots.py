@@ -47,7 +47,9 @@ _STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def figure(width: float, height: float, rows: int = 1, cols: int = 1, **options: Any) -> Iterator[tuple[Any, Any]]:
+def figure(
+    width: float, height: float, rows: int = 1, cols: int = 1, **options: Any
+) -> Iterator[tuple[Any, Any]]:
     """A figure of so many inches and its axes, in our style, without a display.
 
     Raises:

@@ -115,10 +115,14 @@ def commit() -> str:
     if not (home / ".git").exists():
         return "unknown (installed package)"
     try:
-        run = lambda *what: subprocess.run(  # noqa: E731
-            ["git", "-C", os.fspath(home), *what], capture_output=True, text=True, check=True, timeout=20
-        ).stdout
-        return run("rev-parse", "HEAD").strip() + ("+" if run("status", "--porcelain", "-uno").strip() else "")
+        run = lambda *what: (
+            subprocess.run(  # noqa: E731
+                ["git", "-C", os.fspath(home), *what], capture_output=True, text=True, check=True, timeout=20
+            ).stdout
+        )
+        return run("rev-parse", "HEAD").strip() + (
+            "+" if run("status", "--porcelain", "-uno").strip() else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 

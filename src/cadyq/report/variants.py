@@ -260,9 +260,7 @@ def _with_selectors(network: Network, fitted: Fitted, name: str) -> Model:
     if plan is not None:
         try:
             lowered = lower(loaded.network, loaded.quantization)
-            plan = LoadedPlan(
-                lowered, plan.macs, plan.parameters, plan.radius, plan.exit_rule, plan.metadata
-            )
+            plan = LoadedPlan(lowered, plan.macs, plan.parameters, plan.radius, plan.exit_rule, plan.metadata)
         except UnsupportedError:
             plan = None
     return Model(found, f"{network.name} {name}", plan)
