@@ -219,7 +219,7 @@ class Model:
     def __init__(self, loaded: LoadedModel | None, name: str = "", plan: LoadedPlan | None = None) -> None:
         self._loaded = loaded
         self.plan = plan
-        self.engine = EngineRuntime(plan.plan, plan.macs) if plan is not None else None
+        self.engine = EngineRuntime(plan.plan) if plan is not None else None
         if plan is not None and self.engine is not None:
             self.name = name
             self.sites: list[SiteCost] = self.engine.sites
