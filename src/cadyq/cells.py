@@ -36,9 +36,9 @@ class Inferred(NamedTuple):
     """Result of one pass.
 
     Attributes:
-        pixels: uint8 ``(n, scale h, scale w, 3)``.
+        pixels: ``(n, scale h, scale w, 3)``, uint8, or uint16 where the input was.
         bits: per counted site, one bit-width per picture or tile, uint8 ``(cells,)``.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[Any]
     bits: dict[str, NDArray[np.uint8]]

@@ -168,7 +168,8 @@ class Skip:
     """What is added to a convolution's result; equation (14).
 
     ``ratio`` (float32 ``(K, C)``) brings values, or the codes of ``site``, to the target's grid; ``None``: they are
-    on it. With ``shared`` the codes are those of the block's first site, with the candidate chosen there.
+    on it. With ``shared`` the codes are those of the block's first site, with the candidate chosen there; where that
+    takes the tile's own range, it multiplies ``ratio`` as it does a convolution's factors.
     """
 
     parts: tuple[Part, ...]

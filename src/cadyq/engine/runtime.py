@@ -47,7 +47,7 @@ class EngineRuntime:
 
     def run_tiles(
         self,
-        rgb: NDArray[np.uint8],
+        rgb: NDArray[np.uint8] | NDArray[np.uint16],
         tile: int,
         *,
         active: NDArray[np.bool_] | None = None,
@@ -55,7 +55,10 @@ class EngineRuntime:
         budget: float = 0.0,
         threads: int | None = None,
     ) -> Inferred:
-        """Upscale one picture, uint8 ``(h, w, 3)``; arguments as of `cadyq.quant.infer.run_tiles`."""
+        """Upscale one picture, uint8 or uint16 ``(h, w, 3)``; the result has its type.
+
+        Arguments as of `cadyq.quant.infer.run_tiles`.
+        """
         engine = self._engine(tile, budget, threads)
         rows, cols = -(-rgb.shape[0] // tile), -(-rgb.shape[1] // tile)
         choice = self._choice(force, rows, cols)
