@@ -65,7 +65,7 @@ class Selector:
     """Linear scores of the candidates from two gradients and C deviations; the first largest wins.
 
     ``weight`` is float64 ``(K, 2 + C)``, ``bias`` float64 ``(K,)``. With ``log_offset`` above 0 the inputs are
-    log(v + log_offset), by the logarithm of equation (11), which is the same on every machine.
+    log(v + log_offset), by the logarithm of equation (10a), which is the same on every machine.
     """
 
     weight: Array

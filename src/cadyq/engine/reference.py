@@ -163,7 +163,7 @@ def deviations(plane: Array, step: float) -> Array:
 
 
 def logarithm(x: Array) -> Array:
-    """Natural logarithm of positive float64 values in a fixed order of operations; equation (11).
+    """Natural logarithm of positive float64 values in a fixed order of operations; equation (10a).
 
     The libraries' own may differ in the last bit from machine to machine, and with it a choice.
     """
@@ -326,7 +326,7 @@ def run_tile(
             skip = layer.skip
             near = {p.plane: _middle(values[p.plane], reach[p.plane] - out) for p in skip.parts}
             value = concatenated(skip.parts, near)
-            if skip.shared and skip.ratio is not None and clip is not None:
+            if skip.shared and skip.ratio is not None and clip is not None and first_site is not None:
                 skip = replace(skip, ratio=in_own_range(skip.ratio, first_site, clip))
             addend = skipped(skip, value, *((first_site, first) if skip.shared else (skip.site, 0)))
         result = add_skip(layer, result, addend)

@@ -7,7 +7,7 @@
 
 namespace cadyq {
 
-// Equation (11): the same operations in the same order as the reference, so that choices agree everywhere.
+// Equation (10a): the same operations in the same order as the reference, so that choices agree everywhere.
 static double logarithm(double x) {
   int exponent;
   double mantissa = std::frexp(x, &exponent);
