@@ -41,6 +41,9 @@ SMALL = {
         bicubic="replicate",
     ),
     "own range": Shape(channels=64, blocks=1, bits=(4, 8), tile=12, own_range=True, stages=(2,), tail=3),
+    "own range, skipped": Shape(
+        channels=32, blocks=2, bits=(4, 8), tile=12, own_range=True, quantized_skip=True, stages=(2,), tail=3
+    ),
     "collapsed": Shape(channels=64, blocks=1, tile=16, head=3, stages=(2, 2), tail=5, collapsed=True),
 }  # fmt: skip
 

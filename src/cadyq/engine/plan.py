@@ -65,7 +65,7 @@ class Selector:
     """Linear scores of the candidates from two gradients and C deviations; the first largest wins.
 
     ``weight`` is float64 ``(K, 2 + C)``, ``bias`` float64 ``(K,)``. With ``log_offset`` above 0 the inputs are
-    log(v + log_offset), by the logarithm of equation (11), which is the same on every machine.
+    log(v + log_offset), by the logarithm of equation (10a), which is the same on every machine.
     """
 
     weight: Array
@@ -168,7 +168,8 @@ class Skip:
     """What is added to a convolution's result; equation (14).
 
     ``ratio`` (float32 ``(K, C)``) brings values, or the codes of ``site``, to the target's grid; ``None``: they are
-    on it. With ``shared`` the codes are those of the block's first site, with the candidate chosen there.
+    on it. With ``shared`` the codes are those of the block's first site, with the candidate chosen there; where that
+    takes the tile's own range, it multiplies ``ratio`` as it does a convolution's factors.
     """
 
     parts: tuple[Part, ...]

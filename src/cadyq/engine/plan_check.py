@@ -207,10 +207,8 @@ class _Checker:
             shape = (len(first.conv.site.bits), self.plan.planes[layer.dst].channels)
             assert layer.skip.ratio is not None
             _array(f"{what}: skip's ratio", layer.skip.ratio, np.float32, shape, MULTIPLIER_LIMIT)
-            if layer.skip.parts != first.src or first.conv.site.inverse_scale is not None:
-                raise _fail(
-                    f"{what}: skip", layer.skip.parts, "what the block's first site quantises, with clips"
-                )
+            if layer.skip.parts != first.src:
+                raise _fail(f"{what}: skip", layer.skip.parts, "what the block's first site quantises")
 
     def image_out(self, step: ImageOut, what: str) -> None:
         plane = self.plan.planes[self.plane(step.src, f"{what}: src")]

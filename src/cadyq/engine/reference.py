@@ -163,7 +163,7 @@ def deviations(plane: Array, step: float) -> Array:
 
 
 def logarithm(x: Array) -> Array:
-    """Natural logarithm of positive float64 values in a fixed order of operations; equation (11).
+    """Natural logarithm of positive float64 values in a fixed order of operations; equation (10a).
 
     The libraries' own may differ in the last bit from machine to machine, and with it a choice.
     """
@@ -217,8 +217,15 @@ def with_own_range(conv: Conv, inner: Array) -> Conv:
         return conv
     clip, levels = own_range(site, inner), np.maximum(site.high, 1).astype(np.float64)[:, None]
     multiplier = np.minimum(levels * site.inverse_scale / clip, MULTIPLIER_LIMIT).astype(np.float32)
-    factor = (conv.factor.astype(np.float64) * clip / levels).astype(np.float32)
-    return replace(conv, factor=factor, site=replace(site, multiplier=multiplier))
+    own = replace(site, multiplier=multiplier)
+    return replace(conv, factor=in_own_range(conv.factor, site, clip), site=own)
+
+
+def in_own_range(factor: Array, site: Site, clip: np.float64) -> Array:
+    """Factors (K, C) of codes whose clip is the tile's own range; equation (15)."""
+    levels = np.maximum(site.high, 1).astype(np.float64)[:, None]
+    scaled: Array = (factor.astype(np.float64) * clip / levels).astype(np.float32)
+    return scaled
 
 
 def skipped(skip: Skip, value: Array, site: Site | None, k: int) -> Array:
@@ -291,7 +298,7 @@ def run_tile(
     # Values of the tile and around it, by plane: as far as they are needed.
     values = {block.src: _window(src, y0 - halo, x0 - halo, y1 + halo, x1 + halo)}
     chosen: list[int] = []
-    first = 0
+    first, first_site, clip = 0, block.layers[0].conv.site, None
     for i, layer in enumerate(block.layers):
         conv, last = layer.conv, i + 1 == len(block.layers)
         assert conv.site is not None
@@ -308,17 +315,20 @@ def run_tile(
             chosen.append(k)
         if conv.site.bits[k] == 0:
             return None, chosen + [-1] * (len(forced) - 1)
-        first = k if i == 0 else first
         conv = with_own_range(conv, inner)
         assert conv.site is not None
+        if i == 0:
+            first, first_site = k, conv.site
+            clip = None if conv.site.inverse_scale is None else own_range(conv.site, inner)
         result = finish(accumulate(quantize(value, conv.site, k), conv.weight, conv.groups), conv, k)
         addend = None
         if layer.skip is not None:
-            near = {p.plane: _middle(values[p.plane], reach[p.plane] - out) for p in layer.skip.parts}
-            site = block.layers[0].conv.site if layer.skip.shared else layer.skip.site
-            addend = skipped(
-                layer.skip, concatenated(layer.skip.parts, near), site, first if layer.skip.shared else 0
-            )
+            skip = layer.skip
+            near = {p.plane: _middle(values[p.plane], reach[p.plane] - out) for p in skip.parts}
+            value = concatenated(skip.parts, near)
+            if skip.shared and skip.ratio is not None and clip is not None and first_site is not None:
+                skip = replace(skip, ratio=in_own_range(skip.ratio, first_site, clip))
+            addend = skipped(skip, value, *((first_site, first) if skip.shared else (skip.site, 0)))
         result = add_skip(layer, result, addend)
         ys, xs = np.arange(y0 - out, y1 + out), np.arange(x0 - out, x1 + out)
         result[(ys < 0) | (ys >= height)] = 0

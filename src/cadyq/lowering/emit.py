@@ -120,10 +120,17 @@ class _Emitter:
     def _value(self, i: int) -> Value:
         found = self._stored(i)
         if found is None:
-            node = self.nodes[i]
+            node = self.nodes[self._culprit(i)]
             what = node.op if node.op != "site" else f"site {cast(Site, node.module).name}"
-            raise _refused(f"operation {what!r}", "what is listed in cadyq.lowering")
+            raise _refused(f"operation {what!r}", "what the docstring of cadyq.lowering lists")
         return found
+
+    def _culprit(self, i: int) -> int:
+        """The first operation on the way to a node that cannot be read from planes."""
+        for source in self.nodes[i].inputs:
+            if self._stored(source) is None:
+                return self._culprit(source)
+        return i
 
     def _stored(self, i: int) -> Value | None:
         """The value of a node if it can be read from planes now."""
@@ -426,12 +433,13 @@ class _Emitter:
             site, value = cast(Site, node.module), self._value(node.inputs[0])
             quantizer = site.quantizer
             assert quantizer is not None
-            if isinstance(quantizer, LinQ):
+            if isinstance(quantizer, LinQ) and site.kind != "body":
                 raise _refused(f"{site.name}: a quantized shortcut with LinQ's range per tile", "PAMS or LSQ")
             scale = np.ones(site.channels)
             if quantizer.channel_scale is not None:
                 scale = quantizer.channel_scale.double().cpu().numpy()
-            ratio = (pack.input_steps(site)[:, None] * scale[None] / step[None]).astype(np.float32)
+            unit = value.step[None] if isinstance(quantizer, LinQ) else 1.0
+            ratio = (pack.input_steps(site)[:, None] * unit * scale[None] / step[None]).astype(np.float32)
             if site.kind == "body":
                 return p.Skip(value.parts, ratio, shared=True)
             return p.Skip(value.parts, ratio, pack.pack_site(site, value.step))
@@ -444,6 +452,8 @@ class _Emitter:
     ) -> tuple[p.Conv, p.Borders | None]:
         """The convolution from codes of its site (or of its source plane) to values of ``step`` (C,)."""
         n = chain.shuffle**2
+        if n > 1 and kernel.groups > 1:
+            kernel = kernel.dense()
         n_out = len(kernel.step)
         # torch counts (channel, row, column), the engine (row, column, channel).
         order = np.arange(n_out) if kernel.shuffle > 1 else np.arange(n_out).reshape(-1, n).T.ravel()

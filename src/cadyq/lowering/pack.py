@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -50,6 +50,18 @@ class Kernel:
     groups: int = 1
     shuffle: int = 1
     borders: tuple[Array, Array] | None = None
+
+    def dense(self) -> Kernel:
+        """The same without groups: zero weights instead. A PixelShuffle mixes the order of grouped outputs."""
+        c_out, k, _, c_in = self.weight.shape
+        weight = np.zeros((c_out, k, k, c_in * self.groups), np.int8)
+        for outputs, inputs in zip(
+            np.split(np.arange(c_out), self.groups),
+            np.split(np.arange(c_in * self.groups), self.groups),
+            strict=True,
+        ):
+            weight[outputs[0] : outputs[-1] + 1, :, :, inputs[0] : inputs[-1] + 1] = self.weight[outputs]
+        return replace(self, weight=weight, groups=1)
 
 
 def _codes(weight: Tensor, bits: int | None, name: str) -> tuple[Tensor, Tensor]:

@@ -94,6 +94,7 @@ class Site(nn.Module):
             bits = torch.full_like(ctx.area, float(self.grid_bits) if float(self.grid) > 0 else 32.0)
             self._record(ctx, bits, None)
             return x
+        self.quantizer.margin = ctx.margin
         if self.selector is None:
             return self._fixed(x, ctx, self.quantizer)
         return self._dynamic(x, ctx, self.quantizer, self.selector)

@@ -64,6 +64,10 @@ CADYQ_INLINE void gemm_direct(const uint8_t* const* rows, size_t offset, int n_r
   gemm_rows(rows, offset, n_rows, steps, stride, static_cast<const uint8_t*>(w), init, out, 16);
 }
 
+constexpr int kThinPixels = kPixels, kThinOutputs = 0;  // blocks are small here: none of its own
+
+CADYQ_INLINE void gemm_thin(const uint8_t* const*, size_t, int, int, size_t, int, const void*, const int32_t*, int32_t*) {}
+
 CADYQ_INLINE void gemm_columns(const uint8_t* const* rows, size_t offset, int n_rows, int steps, size_t stride,
                                int /*element*/, const void* w, const int32_t* init, int32_t* out) {
   const uint8_t* p = static_cast<const uint8_t*>(w);

@@ -7,7 +7,7 @@
 
 namespace cadyq {
 
-// Equation (11): the same operations in the same order as the reference, so that choices agree everywhere.
+// Equation (10a): the same operations in the same order as the reference, so that choices agree everywhere.
 static double logarithm(double x) {
   int exponent;
   double mantissa = std::frexp(x, &exponent);
@@ -62,6 +62,7 @@ void Network::own_range(const Conv& conv, int k, Thread& thread) const {
     thread.multiplier[c] = static_cast<float>(std::min(levels * site.inverse_scale[c] / clip, 65000.0));
   for (size_t o = 0; o < conv.factor[k].size(); ++o)
     thread.factor[o] = static_cast<float>(static_cast<double>(conv.factor[k][o]) * clip / levels);
+  thread.clip = clip;
 }
 
 void Network::run_block(Pool& pool, const Segment& segment, const int8_t* forced, const uint8_t* exited, uint8_t* bits,
@@ -123,6 +124,10 @@ class TileRun {
       if (layer.column >= 0) bits[layer.column] = static_cast<uint8_t>(conv.site->bits[k]);
       if (i == 0) first_choice_ = k;
       if (conv.own_range()) find_range(layer, k);
+      if (conv.own_range() && i == 0) {
+        first_clip_ = thread_.clip;
+        thread_.first_multiplier.assign(thread_.multiplier.begin(), thread_.multiplier.end());
+      }
       if (!coded) quantize(layer, static_cast<int>(i), k);
       const bool last = i + 1 == block_.layers.size();
       convolve(layer, static_cast<int>(i), k, last ? to : nullptr);
@@ -276,14 +281,24 @@ class TileRun {
       return;
     }
     static const std::vector<float> ones(1024, 1.f);
+    const bool own = layer.skip.shared && block_.layers[0].conv->own_range();
+    if (own) {  // equation (15)
+      const std::vector<float>& ratio = layer.skip.ratio[first_choice_];
+      const double levels = std::max(layer.skip.high[first_choice_], 1);
+      for (size_t c = 0; c < std::min(ratio.size(), thread_.first_ratio.size()); ++c)
+        thread_.first_ratio[c] = static_cast<float>(static_cast<double>(ratio[c]) * first_clip_ / levels);
+    }
     const size_t pitch = static_cast<size_t>(box.width()) * channels;
     int16_t* made = reinterpret_cast<int16_t*>(thread_.skip.get());
     for (int y = box.y0; y < box.y1; ++y, made += pitch) {
       int offset = 0;
       for (const PartData& p : layer.skip.data->parts) {
-        const CadyqSnap snap = layer.skip.is_plain()
-                                   ? CadyqSnap{nullptr, ones.data(), 0, 0}
-                                   : layer.skip.snap(layer.skip.shared ? first_choice_ : 0, offset);
+        CadyqSnap snap = layer.skip.is_plain() ? CadyqSnap{nullptr, ones.data(), 0, 0}
+                                               : layer.skip.snap(layer.skip.shared ? first_choice_ : 0, offset);
+        if (own) {
+          snap.multiplier = thread_.first_multiplier.data() + offset;
+          snap.ratio = thread_.first_ratio.data() + offset;
+        }
         const int from = stride(p.plane);
         for_row(p.plane, y, box.x0, box.x1, [&](const int16_t* v, int x, int n) {
           n_.kernels_->snap(v + p.first, from, made + static_cast<size_t>(x - box.x0) * channels + offset, channels, n,
@@ -303,6 +318,7 @@ class TileRun {
   const Box inner_;
   const bool at_border_;
   int first_choice_ = 0;
+  double first_clip_ = 1;
 };
 
 void Network::run_tile(const Segment& segment, Tile tile, Thread& thread, const int8_t* forced, uint8_t* bits,

@@ -161,6 +161,26 @@ void winograd(const CadyqWinograd* job, void* scratch) {
 
 // ---- direct, equation (5) ---------------------------------------------------------------------------------------
 
+template <int Pixels, class Gemm>
+CADYQ_INLINE void direct_block(const CadyqDirect& job, const EpilogueStore& store, int block, const Gemm& gemm,
+                               int32_t* acc) {
+  for (int y = 0; y < job.height; ++y)
+    for (int x = 0; x < job.width; x += Pixels) {
+      gemm(job.rows + y, static_cast<size_t>(x) * job.pixel_bytes);
+      const int left = job.width - x;
+      for (int p = 0; p < Pixels && p < left; p += 4)
+        for (int c = 0; c < kDirectBlock && block + c < job.c_out; c += kLanes) {
+          I32 v[4];
+          for (int i = 0; i < 4; ++i) {
+            const int pixel = p + i < Pixels ? p + i : Pixels - 1;
+            v[i] = load32(acc + pixel * kDirectBlock + c);
+          }
+          const int valid = left - p < Pixels - p ? left - p : Pixels - p;
+          store(y, x + p, block + c, valid < 4 ? valid : 4, v, 1.0f);
+        }
+    }
+}
+
 void direct(const CadyqDirect* job, void* scratch) {
   int32_t* acc = static_cast<int32_t*>(scratch);
   const EpilogueStore store(job->epilogue, job->target);
@@ -168,22 +188,15 @@ void direct(const CadyqDirect* job, void* scratch) {
   const size_t block_bytes = static_cast<size_t>(job->kernel) * steps * kDirectBlock * 4;
   for (int block = 0; block < job->c_out; block += kDirectBlock) {
     const uint8_t* w = static_cast<const uint8_t*>(job->weights) + block / kDirectBlock * block_bytes;
-    for (int y = 0; y < job->height; ++y)
-      for (int x = 0; x < job->width; x += kPixels) {
-        gemm_direct(job->rows + y, static_cast<size_t>(x) * job->pixel_bytes, job->kernel, steps, job->pixel_bytes,
-                    job->element, w, job->init + block, acc);
-        const int left = job->width - x;
-        for (int p = 0; p < kPixels && p < left; p += 4)
-          for (int c = 0; c < kDirectBlock && block + c < job->c_out; c += kLanes) {
-            I32 v[4];
-            for (int i = 0; i < 4; ++i) {
-              const int pixel = p + i < kPixels ? p + i : kPixels - 1;
-              v[i] = load32(acc + pixel * kDirectBlock + c);
-            }
-            const int valid = left - p < kPixels - p ? left - p : kPixels - p;
-            store(y, x + p, block + c, valid < 4 ? valid : 4, v, 1.0f);
-          }
-      }
+    const int32_t* init = job->init + block;
+    if (job->c_out - block <= kThinOutputs)
+      direct_block<kThinPixels>(*job, store, block, [&](const uint8_t* const* rows, size_t offset) {
+        gemm_thin(rows, offset, job->kernel, steps, job->pixel_bytes, job->element, w, init, acc);
+      }, acc);
+    else
+      direct_block<kPixels>(*job, store, block, [&](const uint8_t* const* rows, size_t offset) {
+        gemm_direct(rows, offset, job->kernel, steps, job->pixel_bytes, job->element, w, init, acc);
+      }, acc);
   }
 }
 

@@ -638,6 +638,8 @@ void Network::resize(const Image& in, int threads, int tile) {
       for (Buffer& b : t.hidden) b.reserve(region);
     }
     t.multiplier.resize(c_max);
+    t.first_multiplier.resize(c_max);
+    t.first_ratio.resize(c_max);
     t.factor.resize(round_up(c_max, 64));
     t.largest.resize(c_max);
     t.rows_out.reserve(static_cast<size_t>(width_ * level + kSlack) * 128);

@@ -252,7 +252,8 @@ class Network {
     std::vector<const int16_t*> residual;
     std::vector<int64_t> sums;
     std::vector<double> inputs;  // of a selector
-    std::vector<float> multiplier, factor;  // of a tile's own range
+    std::vector<float> multiplier, factor, first_multiplier, first_ratio;  // of a tile's own range
+    double clip = 1;
     std::vector<int32_t> largest;
   };
   struct Tile {
