@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Session", "Stage", "Training", "read_training", "recipe_names", "run_stage"]
 
 _CALIBRATION_CROPS = 24
-_BUDGET_CROPS = 16
+_BUDGET_CROPS = 64
 _FITTED_FQR = 5.0  # where fitted selectors are placed without a target
 _BUDGET_TARGETS = (4.5, 5.0, 5.5, 6.0, 6.5, 7.0)
 
