@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Session", "Stage", "Training", "read_training", "recipe_names", "run_stage"]
 
 _CALIBRATION_CROPS = 24
-_BUDGET_CROPS = 64
+_PLACING_CROPS, _TABLE_CROPS = 64, 32
 _FITTED_FQR = 5.0  # where fitted selectors are placed without a target
 _BUDGET_TARGETS = (4.5, 5.0, 5.5, 6.0, 6.5, 7.0)
 
@@ -222,9 +222,9 @@ def _finish(training: Training, stage: Stage, session: Session, outcome: Outcome
             fit_selectors(network, seen)
             reach(network, seen, target)
         if target:
-            record["shift"] = place_budget(network, crops, target, n_crops=_BUDGET_CROPS, tile=tile)
+            record["shift"] = place_budget(network, crops, target, n_crops=_PLACING_CROPS, tile=tile)
             found = None
-        budgets = budget_table(network, crops, _BUDGET_TARGETS, n_crops=_BUDGET_CROPS, tile=tile)
+        budgets = budget_table(network, crops, _BUDGET_TARGETS, n_crops=_TABLE_CROPS, tile=tile)
     if found is None:
         found = validate(network, _validation(session, recipe), recipe.validation_crops, tile=tile)
     record["validation"] = dict(zip(Validation._fields, found, strict=True))
