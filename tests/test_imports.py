@@ -39,6 +39,7 @@ ALLOWED = {
     "upscale": ("errors", "cells", "config", "functional", "io", "engine", "quant.infer"),
     "evaluate": ("errors", "functional", "io", "data", "upscale"),
     "audit": ("errors", "functional", "quant", "upscale"),
+    "video": ("", "errors", "io", "upscale", "engine.reuse", "video"),
     "service": ("", "errors", "functional", "io", "upscale", "service"),
     "cli": (
         "",
@@ -69,6 +70,7 @@ TORCH_FREE = (
     "upscale",
     "evaluate",
     "service",
+    "video",
     "cli",
 )
 ON_TORCH = ("functional.quantize", "functional.losses", "io.models", "io.importers", "data.loader")

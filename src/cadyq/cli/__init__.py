@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 
 from cadyq import __version__
-from cadyq.cli import audit, evaluate, info, serve, upscale
+from cadyq.cli import audit, evaluate, info, serve, upscale, video
 from cadyq.cli.common import complain
 from cadyq.errors import CadyqError
 
 __all__ = ["main"]
 
-COMMANDS = (upscale, serve, evaluate, audit, info)
+COMMANDS = (upscale, video, serve, evaluate, audit, info)
 _INTERRUPTED = 130
 
 
