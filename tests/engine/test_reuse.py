@@ -46,8 +46,8 @@ def moving(height, width, n, size=6, step=5):
 
 
 def test_something_moves(loaded):
-    reusing = check(loaded, moving(150, 330, 3))
-    assert reusing.n_computed < 0.9 * reusing.n_tiles
+    reusing = check(loaded, moving(150, 330, 4))
+    assert reusing.n_computed < reusing.n_tiles
 
 
 def test_nothing_moves(loaded):
@@ -63,7 +63,7 @@ def test_everything_changes_and_sizes_too(loaded):
 def test_one_pixel_at_an_edge(loaded):
     first = next(moving(61, 300, 1))
     second = first.copy()
-    second[-1, -1] ^= 255
+    second[-1, -1] ^= 3
     reusing = check(loaded, [first, second, first])
     assert reusing.n_computed < reusing.n_tiles
 

@@ -28,16 +28,24 @@ _FREE = 255
 _WORTHWHILE = 0.7
 """Share of tiles to compute above which everything is computed at once."""
 
+_PATIENCE = 8
+"""Pictures for which a tile is expected to choose anew."""
+
 
 @dataclass
 class _Seen:
-    """A picture and its result; updated in place."""
+    """A picture and its result; updated in place.
+
+    ``unsettled`` counts down for tiles that chose other bits though their own pixels had not changed. Around
+    something that moves they are likely to do so again: taking them for dirty at once saves a second step.
+    """
 
     key: tuple[object, ...]
     rgb: NDArray[np.uint8]
     active: NDArray[np.bool_]
     pixels: NDArray[np.uint8]
     bits: dict[str, NDArray[np.uint8]]
+    unsettled: NDArray[np.int8]
 
 
 class ReusingRuntime(EngineRuntime):
@@ -108,7 +116,8 @@ class ReusingRuntime(EngineRuntime):
         )
         self.n_computed += int(active.sum())
         # A forced result says nothing about what would have been chosen: its key fits no later picture.
-        return _Seen(key if force is None else (), rgb.copy(), active.copy(), found.pixels[0], found.bits)
+        known, calm = key if force is None else (), np.zeros(active.shape, np.int8)
+        return _Seen(known, rgb.copy(), active.copy(), found.pixels[0], found.bits, calm)
 
     def _update(
         self,
@@ -116,12 +125,13 @@ class ReusingRuntime(EngineRuntime):
         rgb: NDArray[np.uint8],
         tile: int,
         active: NDArray[np.bool_],
-        dirty: NDArray[np.bool_],
+        changed: NDArray[np.bool_],
         budget: float,
         threads: int | None,
     ) -> bool:
         """Compute what may have changed into ``seen``; False where that is no less than everything."""
         reach = -(-self._radius // tile)
+        dirty = changed | ((seen.unsettled > 0) & _grown(changed, reach))
         while True:
             near = _grown(dirty, reach)
             around = _grown(near, reach)
@@ -142,10 +152,13 @@ class ReusingRuntime(EngineRuntime):
             others = np.zeros_like(near)
             for name, grid in seen.bits.items():
                 others[box] |= found.bits[name].reshape(free.shape) != grid.reshape(near.shape)[box]
-            others &= near & ~dirty
-            if not others.any():
+            others &= near
+            if not (others & ~dirty).any():
                 break
             dirty = dirty | others
+        seen.unsettled = np.where(others & ~changed, _PATIENCE, np.maximum(seen.unsettled - 1, 0)).astype(
+            np.int8
+        )
         for name, grid in seen.bits.items():
             grid.reshape(near.shape)[near] = found.bits[name].reshape(free.shape)[free]
         scale = found.pixels.shape[1] // rgb[ys, xs].shape[0]

@@ -62,7 +62,7 @@ def segment_writer(path: Path, source: Source, scale: int, codec: str, crf: int)
 
 
 class SegmentWriter:
-    """Hands frames to ffmpeg with their times, from the segment's first frame on, as raw video in IVF: the smallest format that has times."""
+    """Hands frames to ffmpeg with their times, as raw video in IVF: the smallest format that has times."""
 
     def __init__(self, pipe: IO[bytes], source: Source, scale: int) -> None:
         width, height = source.width * scale, source.height * scale
