@@ -11,13 +11,37 @@ import sys
 from collections.abc import Sequence
 
 from cadyq import __version__
-from cadyq.cli import audit, evaluate, info, serve, upscale, video
+from cadyq.cli import (
+    audit,
+    download,
+    evaluate,
+    explain,
+    info,
+    profile,
+    reproduce,
+    serve,
+    train,
+    upscale,
+    video,
+)
 from cadyq.cli.common import complain
 from cadyq.errors import CadyqError
 
 __all__ = ["main"]
 
-COMMANDS = (upscale, video, serve, evaluate, audit, info)
+COMMANDS = (
+    upscale,
+    video,
+    serve,
+    evaluate,
+    audit,
+    info,
+    download,
+    train,
+    profile,
+    explain,
+    reproduce,
+)
 _INTERRUPTED = 130
 
 

@@ -88,7 +88,7 @@ async function loadOffer() {
   }));
   const { max_pixels, max_upload } = offer.limits;
   const local = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
-  $("limits").textContent = `PNG, JPEG, WebP or TIFF, up to ${(max_pixels / 1e6).toFixed(1)} megapixels and ${Math.round(max_upload / 2 ** 20)} MiB.`
+  $("limits").textContent = `PNG, JPEG, WebP, TIFF or AVIF, up to ${(max_pixels / 1e6).toFixed(1)} megapixels and ${Math.round(max_upload / 2 ** 20)} MiB.`
     + (local ? " It does not leave this machine." : "");
   showOptions();
 }
