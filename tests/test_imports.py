@@ -52,7 +52,8 @@ ALLOWED = {
     "pictures": ("errors", "cells", "functional", "io", "upscale"),
     "evaluate": ("errors", "functional", "io", "data", "upscale"),
     "audit": ("errors", "functional", "quant", "upscale"),
-    "service": ("", "errors", "functional", "io", "upscale", "service"),
+    "video": ("", "errors", "io", "upscale", "engine.reuse", "video"),
+    "service": ("", "errors", "functional", "io", "pictures", "upscale", "service"),
     "cli": (
         "",
         "errors",
@@ -87,6 +88,7 @@ TORCH_FREE = (
     "pictures",
     "evaluate",
     "service",
+    "video",
     "cli",
 )
 ON_TORCH = ("functional.quantize", "functional.losses", "io.models", "io.importers", "data.loader")

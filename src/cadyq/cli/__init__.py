@@ -11,7 +11,19 @@ import sys
 from collections.abc import Sequence
 
 from cadyq import __version__
-from cadyq.cli import audit, download, evaluate, explain, info, profile, reproduce, serve, train, upscale
+from cadyq.cli import (
+    audit,
+    download,
+    evaluate,
+    explain,
+    info,
+    profile,
+    reproduce,
+    serve,
+    train,
+    upscale,
+    video,
+)
 from cadyq.cli.common import complain
 from cadyq.errors import CadyqError
 
@@ -19,6 +31,7 @@ __all__ = ["main"]
 
 COMMANDS = (
     upscale,
+    video,
     serve,
     evaluate,
     audit,
