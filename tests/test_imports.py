@@ -39,7 +39,22 @@ ALLOWED = {
     "upscale": ("errors", "cells", "config", "functional", "io", "engine", "quant.infer"),
     "evaluate": ("errors", "functional", "io", "data", "upscale"),
     "audit": ("errors", "functional", "quant", "upscale"),
-    "cli": ("", "errors", "config", "io", "data", "upscale", "evaluate", "audit", "training", "cli"),
+    "export": ("errors", "engine", "io", "upscale", "export"),
+    "cli": (
+        "",
+        "errors",
+        "config",
+        "engine.plan",
+        "io",
+        "data",
+        "upscale",
+        "evaluate",
+        "audit",
+        "training",
+        "lowering",
+        "export",
+        "cli",
+    ),
     "__main__": ("cli",),
     "__init__": ("errors", "config", "functional", "io.images", "upscale"),
 }
@@ -55,6 +70,7 @@ TORCH_FREE = (
     "data",
     "upscale",
     "evaluate",
+    "export",
     "cli",
 )
 ON_TORCH = ("functional.quantize", "functional.losses", "io.models", "io.importers", "data.loader")
