@@ -11,13 +11,37 @@ import sys
 from collections.abc import Sequence
 
 from cadyq import __version__
-from cadyq.cli import audit, evaluate, export, info, upscale
+from cadyq.cli import (
+    audit,
+    download,
+    evaluate,
+    explain,
+    export,
+    info,
+    profile,
+    reproduce,
+    serve,
+    train,
+    upscale,
+)
 from cadyq.cli.common import complain
 from cadyq.errors import CadyqError
 
 __all__ = ["main"]
 
-COMMANDS = (upscale, evaluate, audit, export, info)
+COMMANDS = (
+    upscale,
+    serve,
+    evaluate,
+    audit,
+    export,
+    info,
+    download,
+    train,
+    profile,
+    explain,
+    reproduce,
+)
 _INTERRUPTED = 130
 
 

@@ -188,7 +188,8 @@ def calibrate(
         if seen is None:
             continue
         wide = site.kind == "edge" and float(site.grid) > 0 and site.channels > 3
-        stored = config.stream_bits and site.kind in ("stream", "body", "edge") and site.channels > 3
+        kept = site.kind in ("stream", "body", "edge") or (site.kind == "fixed" and site.conv is not None)
+        stored = config.stream_bits and kept and site.channels > 3
         if wide or (stored and not site.on_stream):
             # No headroom: the few values beyond are flares whose exact height does not matter (SRResNet x4: clipping
             # at a third of the largest value costs nothing, a step twice as coarse 0.05 dB).

@@ -4,8 +4,6 @@
 namespace cadyq_avx2 {
 namespace {
 
-CADYQ_INLINE F32 splat(float v) { return _mm256_set1_ps(v); }
-
 constexpr int kTiles = 24, kGemmTiles = 6, kBlock = 16;
 constexpr int kDirectBlock = 16, kPixels = 6, kColumnPixels = 6;
 
@@ -81,7 +79,7 @@ CADYQ_INLINE void gemm_columns(const uint8_t* const* rows, size_t offset, int n_
 
 extern "C" const CadyqKernels* cadyq_kernels_avx2(void) {
   using namespace cadyq_avx2;
-  static const CadyqKernels k = {"avx2", 1, kBlock, kTiles, kDirectBlock, 2, scratch_bytes, quantize,
-                                 sums,   winograd, direct, columns};
+  static const CadyqKernels k = {"avx2",        1,        kBlock, kTiles, kDirectBlock, 2,      32,
+                                 scratch_bytes, quantize, snap,   sums,   winograd,     direct, columns};
   return &k;
 }

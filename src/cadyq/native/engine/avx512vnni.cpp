@@ -8,8 +8,6 @@
 namespace cadyq_avx512 {
 namespace {
 
-CADYQ_INLINE F32 splat(float v) { return _mm512_set1_ps(v); }
-
 constexpr int kTiles = 12, kGemmTiles = 4, kBlock = 64;
 constexpr int kDirectBlock = 64, kPixels = 4, kColumnPixels = 8;
 
@@ -152,7 +150,7 @@ extern "C" const CadyqKernels* cadyq_kernels_avx512vnni(void) {
   constexpr auto scratch = scratch_bytes;
   constexpr auto wino = winograd;
 #endif
-  static const CadyqKernels k = {"avx512vnni", 1, kBlock, kTiles, kDirectBlock, 1, scratch, quantize, sums, wino,
-                                 direct,       columns};
+  static const CadyqKernels k = {"avx512vnni", 1,        kBlock, kTiles, kDirectBlock, 1,      64,
+                                 scratch,      quantize, snap,   sums,   wino,         direct, columns};
   return &k;
 }
