@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from cadyq.report.networks import Network
 from cadyq.report.variants import Subject
 from cadyq.upscale import Mode, Progress
 
-__all__ = ["QUICK", "Lab", "Request", "lr_pixels"]
+__all__ = ["QUICK", "Lab", "Request", "data_facts", "lr_sizes"]
 
 QUICK = {"Urban100": 5, "Test2K": 1, "Large2K": 1, "Test4K": 0, "Large4K": 0}
 """Pictures of each set that ``--quick`` measures; 0 leaves the set out."""
@@ -157,7 +157,8 @@ class Lab:
 
     def pixels(self, request: Request) -> int:
         """LR pixels that a request covers."""
-        return sum(lr_pixels(request.data, request.subject.network.scale, self.root, self.limit(request.data)))
+        sizes = lr_sizes(request.data, request.subject.network.scale, self.root, self.limit(request.data))
+        return sum(height * width for height, width in sizes)
 
     def seconds_per_pixel(self, network: Network, mode: Mode = "tiles") -> float:
         """Rough time per LR pixel, from one small picture."""
@@ -185,12 +186,14 @@ class Lab:
         write_atomic(self.store / f"{key}.json", (json.dumps(record) + "\n").encode())
 
 
-def lr_pixels(data: str, scale: int, root: str | os.PathLike[str] | None, limit: int | None) -> list[int]:
-    """LR pixels of every picture of a set, from the files' headers."""
+def lr_sizes(
+    data: str, scale: int, root: str | os.PathLike[str] | None, limit: int | None
+) -> list[tuple[int, int]]:
+    """Height and width of every LR picture of a set, from the files' headers."""
     result = []
     for path in find_pictures(data, root)[:limit]:
         with Image.open(path) as picture:
-            result.append((picture.width // scale) * (picture.height // scale))
+            result.append((picture.height // scale, picture.width // scale))
     return result
 
 
@@ -220,9 +223,3 @@ def _code_digest() -> str:
 def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
     return {k: math.nan if v is None else v for k, v in record.items()}
 
-
-def settings_of(request: Request) -> dict[str, Any]:
-    """Plain settings of a request, for CSV rows."""
-    record = asdict(request)
-    del record["subject"]
-    return {"model": request.subject.label, **record}

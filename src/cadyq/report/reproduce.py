@@ -131,7 +131,7 @@ h3{font-size:.9rem;margin:.8rem 0 .2rem;color:#444} ul{margin:.2rem 0 .6rem;font
 caption{text-align:left;font-weight:600;padding:.3rem 0} th,td{padding:.22rem .55rem;text-align:left;vertical-align:bottom}
 thead th{border-bottom:1.5px solid #333;font-weight:600;max-width:8.5rem} tbody tr{border-bottom:1px solid #e3e3e3}
 .n{text-align:right} .empty td{color:#767676} img{max-width:100%;height:auto;margin:.5rem 0} .meta{font-size:.85rem;color:#444}
-nav a{margin-right:.8rem}
+nav a{margin-right:.8rem} td:first-child{white-space:nowrap} td:last-child{min-width:5.5rem}
 """
 
 
