@@ -39,7 +39,35 @@ ALLOWED = {
     "upscale": ("errors", "cells", "config", "functional", "io", "engine", "quant.infer"),
     "evaluate": ("errors", "functional", "io", "data", "upscale"),
     "audit": ("errors", "functional", "quant", "upscale"),
-    "cli": ("", "errors", "config", "io", "data", "upscale", "evaluate", "audit", "training", "cli"),
+    "report": (
+        "",
+        "errors",
+        "config",
+        "functional",
+        "quant",
+        "backbones",
+        "engine",
+        "lowering",
+        "io",
+        "data",
+        "upscale",
+        "evaluate",
+        "report",
+    ),
+    "cli": (
+        "",
+        "errors",
+        "config",
+        "io",
+        "data",
+        "upscale",
+        "evaluate",
+        "audit",
+        "training",
+        "report",
+        "engine.synthetic",
+        "cli",
+    ),
     "__main__": ("cli",),
     "__init__": ("errors", "config", "functional", "io.images", "upscale"),
 }
@@ -55,9 +83,17 @@ TORCH_FREE = (
     "data",
     "upscale",
     "evaluate",
+    "report",
     "cli",
 )
-ON_TORCH = ("functional.quantize", "functional.losses", "io.models", "io.importers", "data.loader")
+ON_TORCH = (
+    "functional.quantize",
+    "functional.losses",
+    "io.models",
+    "io.importers",
+    "data.loader",
+    "report.spy",
+)
 
 FILES = {".".join(p.relative_to(SOURCE).with_suffix("").parts): p for p in sorted(SOURCE.rglob("*.py"))}
 

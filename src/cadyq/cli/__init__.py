@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 
 from cadyq import __version__
-from cadyq.cli import audit, compare, evaluate, explain, info, profile, reproduce, upscale
+from cadyq.cli import audit, compare, evaluate, explain, info, profile, reproduce, sweep, upscale
 from cadyq.cli.common import complain
 from cadyq.errors import CadyqError
 
 __all__ = ["main"]
 
-COMMANDS = (upscale, evaluate, compare, audit, info, profile, explain, reproduce)
+COMMANDS = (upscale, evaluate, compare, audit, info, profile, explain, sweep, reproduce)
 _INTERRUPTED = 130
 
 

@@ -19,7 +19,9 @@ def add(commands: Any) -> None:
         description="Parameters, storage, MACs, BitOPs, energy by a stated model, and measured time.",
     )
     profile.add_argument("model", metavar="MODEL", help="name of a shipped model, or a model file")
-    profile.add_argument("image", metavar="IMAGE", nargs="?", help="picture (default: a drawn one of 480x270)")
+    profile.add_argument(
+        "image", metavar="IMAGE", nargs="?", help="picture (default: a drawn one of 480x270)"
+    )
     profile.add_argument("--tile", type=int, help="side of a tile in LR pixels (default: the model's)")
     profile.add_argument("--threads", type=int, help="CPU threads (default: all)")
     profile.add_argument("--repeats", type=int, default=5, help="runs that count (default: 5)")
@@ -38,9 +40,7 @@ def run(options: argparse.Namespace) -> int:
         raise ArgumentError("repeats", options.repeats, "at least 1")
     image = random_picture(270, 480) if options.image is None else read_image(options.image).pixels
     model = load(options.model)
-    found = profile(
-        model, image, tile=options.tile, threads=options.threads, repeats=options.repeats
-    )
+    found = profile(model, image, tile=options.tile, threads=options.threads, repeats=options.repeats)
     print(json.dumps(found.to_mapping(), indent=2) if options.json else _text(found))
     return 0
 
@@ -60,7 +60,11 @@ def _text(p: Profile) -> str:
         f"{'convolution':<26} {'stage':<5} {'MACs M':>10} {'w':>3} {'bits':>6} {'BitOPs M':>10} {'uJ':>10} {'ms':>9}"
     )
     for c in p.convs:
-        taken = "-" if c.seconds is None else f"{1e3 * c.seconds:.2f}{'' if c.seconds_from == 'measured' else '*'}"
+        taken = (
+            "-"
+            if c.seconds is None
+            else f"{1e3 * c.seconds:.2f}{'' if c.seconds_from == 'measured' else '*'}"
+        )
         lines.append(
             f"{c.name:<26} {c.stage:<5} {c.macs / 1e6:>10.1f} {c.weight_bits:>3} {c.bits:>6.2f} "
             f"{c.bitops / 1e6:>10.2f} {c.energy_j * 1e6:>10.1f} {taken:>9}"

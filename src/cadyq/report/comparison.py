@@ -131,12 +131,14 @@ def comparison(bench: Bench, backbone: str, scale: int, data: str) -> Table:
         Column("status", "Status"),
     )
     notes = [
-        "Intervals: paired bootstrap over pictures. BitOPs: body, mean per picture. Front: no other row is both cheaper "
+        "Intervals: paired bootstrap over pictures. BitOPs: body, mean per picture. Front: no other row is "
+        "both cheaper "
         "and better.",
         f"ms: {_TIMED[1]}x{_TIMED[0]} LR pixels, median of {_repeats(bench)} interleaved runs, "
         f"{bench.lab.threads or 'all'} threads, {cpu_name()}; the integer engine where the network has a plan, else a "
         "simulation on torch, whose time says nothing about a chip.",
-        "Rows named after successors are their ideas as a selector on CADyQ's own weights, fitted on the same measurement "
+        "Rows named after successors are their ideas as a selector on CADyQ's own weights, fitted on the "
+        "same measurement "
         "and to the same mean bits on training tiles; they are not those papers' networks.",
         *_seeds(rows),
     ]
@@ -163,7 +165,9 @@ def _seeds(rows: Sequence[dict[str, Any]]) -> list[str]:
         for method, values in groups.items()
         if len(values) > 1
     ]
-    return result or ["One seed each: differences below what another seed would change are not settled by this table."]
+    return result or [
+        "One seed each: differences below what another seed would change are not settled by this table."
+    ]
 
 
 def _repeats(bench: Bench) -> int:
@@ -200,13 +204,24 @@ def _plot(bench: Bench, rows: Sequence[dict[str, Any]], data: str) -> list[str]:
     files: list[str] = []
     plots = (
         ("bitops_g", "front_bitops", "BitOPs of the body (G, log scale)", "comparison-bitops"),
-        ("ms", "front_ms", f"ms for {_TIMED[1]}x{_TIMED[0]} LR pixels, measured (log scale)", "comparison-ms"),
+        (
+            "ms",
+            "front_ms",
+            f"ms for {_TIMED[1]}x{_TIMED[0]} LR pixels, measured (log scale)",
+            "comparison-ms",
+        ),
     )
     for key, flag, label, name in plots:
         with figure(7.0, 3.6) as (made, axes):
             front = sorted((row[key], row["psnr_db"]) for row in rows if row[flag])
-            axes.plot(*zip(*front, strict=True), color="#888888", linewidth=1, linestyle="--", zorder=1,
-                      label="Pareto front")
+            axes.plot(
+                *zip(*front, strict=True),
+                color="#888888",
+                linewidth=1,
+                linestyle="--",
+                zorder=1,
+                label="Pareto front",
+            )
             for i, row in enumerate(rows):
                 error = None
                 if "low_db" in row:
@@ -246,4 +261,3 @@ def _plain_ticks(axes: Any, values: Sequence[float]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(ticks or [low, high]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-

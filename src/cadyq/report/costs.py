@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,8 @@ def s5(bench: Bench) -> Table:
         *published.slips("S5"),
         "Gradient of a patch: mean over its pixels of the Sobel magnitude (kernel / 8) of the gray LR picture in "
         "levels 0 to 255; its variance over all patches of the measured pictures, in squared gray levels.",
-        "BitOPs: body convolutions per 320x180 LR pixels (a 1280x720 picture), with the overlap that these patches really "
+        "BitOPs: body convolutions per 320x180 LR pixels (a 1280x720 picture), with the overlap that these "
+        "patches really "
         "have on the measured pictures, and without it. The paper adds the same 1.9 % at every size.",
         *_claim(rows),
     ]
@@ -95,7 +97,9 @@ def s5(bench: Bench) -> Table:
         "The last patch of a row or column takes the rest, as in the released reference.",
         "CARN stands where it is trained; other backbones are shown beside it, without a published figure.",
     ]
-    return Table("S5", "Size of inference patches (step = size - 6), Urban100", columns, rows, notes, differences)
+    return Table(
+        "S5", "Size of inference patches (step = size - 6), Urban100", columns, rows, notes, differences
+    )
 
 
 def _claim(rows: list[dict[str, Any]]) -> list[str]:
@@ -103,13 +107,13 @@ def _claim(rows: list[dict[str, Any]]) -> list[str]:
     result = []
     ordered = [row["grad_variance"] for row in rows[: len(_PATCHES)]]
     if None not in ordered:
-        holds = all(a < b for a, b in zip(ordered, ordered[1:], strict=False))
+        holds = all(a < b for a, b in pairwise(ordered))
         result.append(f"Claim 'larger patches vary less': {'holds' if holds else 'does NOT hold'} here.")
     for network in dict.fromkeys(row.get("network") for row in rows):
         for key, how in (("bitops_g", "overlap counted"), ("bitops_once_g", "overlap not counted")):
-            cost = [row.get(key) for row in rows if row.get("network") == network]
-            if network is not None and None not in cost:
-                holds = all(a > b for a, b in zip(cost, cost[1:], strict=False))
+            cost = [float(row.get(key) or np.nan) for row in rows if row.get("network") == network]
+            if network is not None and np.isfinite(cost).all():
+                holds = all(a > b for a, b in pairwise(cost))
                 verdict = "holds" if holds else "does NOT hold"
                 result.append(f"Claim 'larger patches need more BitOPs', {network}, {how}: {verdict} here.")
     return result
@@ -123,7 +127,8 @@ def _gradient_variance(lab: Lab, size: int) -> float:
             break
         dx, dy = sobel(gray(pair.lr.astype(np.float64) / 255) * 255)
         magnitude = np.hypot(dx, dy)
-        boxes = published_patches(*magnitude.shape, size, size - 6).read
+        height, width = magnitude.shape
+        boxes = published_patches(height, width, size, size - 6).read
         means += [float(magnitude[y0:y1, x0:x1].mean()) for y0, y1, x0, x1 in boxes]
     return float(np.var(means))
 
@@ -141,7 +146,9 @@ def s6(bench: Bench) -> Table:
     keys = dict.fromkeys(k for n in ours.values() if n is not None for k in n.training)
     for key in keys:
         cells = {name: str(n.training.get(key, "-")) if n else None for name, n in ours.items()}
-        rows.append({"group": "Ours: records of the CADyQ x4 networks", "setting": key, **cells, "status": "counted"})
+        rows.append(
+            {"group": "Ours: records of the CADyQ x4 networks", "setting": key, **cells, "status": "counted"}
+        )
     for name, n in ours.items():
         if n is None:
             rows.append(
@@ -152,8 +159,14 @@ def s6(bench: Bench) -> Table:
                 }
             )
     folder = files("cadyq").joinpath("recipes")
-    found = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name) if folder.is_dir() else []
-    notes = ["Updates of the paper's schedule: " + ", ".join(f"{k} {v}" for k, v in PAPER_STEPS.items()) + "."]
+    found = (
+        sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+        if folder.is_dir()
+        else []
+    )
+    notes = [
+        "Updates of the paper's schedule: " + ", ".join(f"{k} {v}" for k, v in PAPER_STEPS.items()) + "."
+    ]
     for file in found:
         flat = _flat(load_toml(str(file)))
         text = "; ".join(f"{k} = {v}" for k, v in flat.items())
@@ -226,9 +239,11 @@ def s7(bench: Bench) -> Table:
     notes = [
         *published.slips("S7"),
         f"Float and 8-bit rows, image-wise: {verdict} of the published BitOPs (largest difference {worst:.2f} %).",
-        "Parameters and BitOPs of float and 8-bit rows are counted on the paper's architectures (SRResNet with batch norm); "
+        "Parameters and BitOPs of float and 8-bit rows are counted on the paper's architectures (SRResNet "
+        "with batch norm); "
         "they need no training. PSNR and the CADyQ rows are measured.",
-        f"The supplement's patch-wise rows are its image-wise ones times {PAPER_OVERHEAD:.4f}; patches of the released code "
+        f"The supplement's patch-wise rows are its image-wise ones times {PAPER_OVERHEAD:.4f}; patches of "
+        "the released code "
         f"(96, step 90) cost {grid_overhead(180, 320):.4f} at 320x180: column 'released patch grid'.",
         f"Tiles on one plane (our default, 48 LR pixels) cost {tile_overhead(180, 320, 48):.4f}.",
         "CADyQ: mean over Urban100 of the body's BitOPs per LR pixel, times 320x180.",
@@ -345,17 +360,27 @@ def s8(bench: Bench) -> Table:
     )
     threads = bench.lab.threads or "all"
     notes += [
-        f"Integer engine, {threads} threads, {cpu_name()}; median of {repeats} interleaved runs of one 960x540 LR picture "
+        f"Integer engine, {threads} threads, {cpu_name()}; median of {repeats} interleaved runs of one "
+        "960x540 LR picture "
         "(decoding not included). Times change from run to run; everything else does not.",
         "BitOPs: body convolutions, with the recomputed ring of every tile, and for (c) and (d) the selectors: one "
         "product of 16x16 bits per value for the deviation, and 32x32 bits per weight of the linear layer.",
-        "(a) uses the engine's largest tiles (256 LR pixels), whose ring is the smallest: with equal bits the result does "
+        "(a) uses the engine's largest tiles (256 LR pixels), whose ring is the smallest: with equal bits "
+        "the result does "
         "not depend on the tile.",
     ]
-    return Table("S8", "Overhead for a 3840x2160 picture", columns, rows, notes, [
-        "The paper measures fake-quantized networks on a GPU; here bits are executed in integers on a CPU.",
-        "Tiles share one plane: only the ring of the hidden layer is computed twice, not whole overlapping patches.",
-    ])
+    return Table(
+        "S8",
+        "Overhead for a 3840x2160 picture",
+        columns,
+        rows,
+        notes,
+        [
+            "The paper measures fake-quantized networks on a GPU; here bits are executed in integers on a CPU.",
+            "Tiles share one plane: only the ring of the hidden layer is computed twice, not whole "
+            "overlapping patches.",
+        ],
+    )
 
 
 def _overhead(
@@ -446,7 +471,8 @@ def _verdict(backbone: str, timed: dict[str, Timed]) -> list[str]:
     a, b, c, d = (1e3 * timed[key].median for key in _S8)
     answer = "Yes" if d < a else "No"
     return [
-        f"Is the overhead overcome ({backbone})? {answer}: tiles cost {b - a:+.1f} ms, selectors {c - b:+.1f} ms, fewer bits "
+        f"Is the overhead overcome ({backbone})? {answer}: tiles cost {b - a:+.1f} ms, selectors "
+        f"{c - b:+.1f} ms, fewer bits "
         f"save {c - d:+.1f} ms; (d) - (a) = {d - a:+.1f} ms ({100 * (d / a - 1):+.1f} %)."
     ]
 

@@ -27,7 +27,12 @@ BUDGETS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 
 _LAYER = 16
 _CROP = 48  # LR pixels
-_PICTURES = ("img_012", "img_024", "img_092", "img_004")  # textures that tell networks apart; fixed, not searched
+_PICTURES = (
+    "img_012",
+    "img_024",
+    "img_092",
+    "img_004",
+)  # textures that tell networks apart; fixed, not searched
 
 
 def fig_s1(bench: Bench) -> Table:
@@ -64,7 +69,8 @@ def fig_s1(bench: Bench) -> Table:
         Column("max_over_median", "largest / median", 1),
     )
     note = (
-        f"{network.name}, the feature behind {_LAYER} body convolutions (what the next one takes in), first 96x96 LR pixels of Urban100's {picture.name}; "
+        f"{network.name}, the feature behind {_LAYER} body convolutions (what the next one takes in), "
+        f"first 96x96 LR pixels of Urban100's {picture.name}; "
         f"schedule {network.schedule}."
     )
     wanted = [] if network.backbone == "edsr" else ["The paper shows EDSR, which is not trained here."]
@@ -122,7 +128,13 @@ def _plot_s1(bench: Bench, channels: Array, stds: Sequence[tuple[Any, Array]]) -
         )
         right.plot(layers, each[:, 1], "o", color=COLORS[0], markersize=3, label="channel-wise: median")
         right.plot(
-            layers, [s for s, _ in stds], "_", color=COLORS[1], markersize=7, markeredgewidth=2, label="layer-wise"
+            layers,
+            [s for s, _ in stds],
+            "_",
+            color=COLORS[1],
+            markersize=7,
+            markeredgewidth=2,
+            label="layer-wise",
         )
         right.set_yscale("log")
         right.set_xlabel("body convolution")
@@ -195,7 +207,9 @@ def _plot_s2(bench: Bench, rows: Sequence[dict[str, Any]]) -> list[str]:
         for i, ((model, knob), points) in enumerate(curves.items()):
             points = sorted(points, key=lambda r: r["fqr"])
             style = {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]}
-            axes.plot([p["fqr"] for p in points], [p["psnr_db"] for p in points], label=f"{model}, {knob}", **style)
+            axes.plot(
+                [p["fqr"] for p in points], [p["psnr_db"] for p in points], label=f"{model}, {knob}", **style
+            )
             for p in points:
                 axes.annotate(
                     f"{p['value']:+g}" if p["value"] else "0",
@@ -242,7 +256,8 @@ def fig_s3(bench: Bench) -> Table:
         Column("status", "Status"),
     )
     note = (
-        f"PSNR and FQR are of the whole picture; the crop is its {_CROP}x{_CROP} LR pixels of largest gradient, chosen by "
+        f"PSNR and FQR are of the whole picture; the crop is its {_CROP}x{_CROP} LR pixels of largest "
+        "gradient, chosen by "
         "the original alone."
     )
     return Table("figS3", title, columns, rows, [note], [], files)
@@ -302,8 +317,15 @@ def _plot_s3(bench: Bench, strips: Sequence[Sequence[tuple[str, Array | None]]])
                     side.set_visible(True)
                     side.set_color("#999999")
                 if crop is None:
-                    axes.text(0.5, 0.5, "not\ntrained", ha="center", va="center", transform=axes.transAxes,
-                              color="#666666")
+                    axes.text(
+                        0.5,
+                        0.5,
+                        "not\ntrained",
+                        ha="center",
+                        va="center",
+                        transform=axes.transAxes,
+                        color="#666666",
+                    )
                     axes.set_aspect("equal")
                 else:
                     axes.imshow(crop, interpolation="nearest")

@@ -1,4 +1,4 @@
-"""Measures subjects on data sets, once: results are kept by what they depend on, and found again after an interruption."""
+"""Measures subjects on data sets, once: results are kept by what they depend on."""
 
 from __future__ import annotations
 
@@ -222,4 +222,3 @@ def _code_digest() -> str:
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
     return {k: math.nan if v is None else v for k, v in record.items()}
-

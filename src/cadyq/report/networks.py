@@ -13,7 +13,7 @@ from cadyq.errors import ArgumentError
 from cadyq.io.checkpoints import load_checkpoint
 from cadyq.io.shipped import MODEL_SUFFIX, PLAN_SUFFIX, model_path, plan_path, shipped_models
 
-__all__ = ["PAPER_STEPS", "Network", "find", "scan"]
+__all__ = ["PAPER_STEPS", "Network", "find", "read_network", "scan"]
 
 PAPER_STEPS = {"idn": 30_000, "edsr": 30_000, "srresnet": 30_000, "carn": 60_000}
 """Updates of the paper's schedule: 300 (CARN 600) epochs of 100, supplement C."""
@@ -109,6 +109,12 @@ def scan(folders: Iterable[str | os.PathLike[str]] = (), *, shipped: bool = True
         for path in sorted(folder.glob(f"*{MODEL_SUFFIX}"), key=lambda p: p.name.endswith(PLAN_SUFFIX)):
             paths.setdefault(path.name.removesuffix(PLAN_SUFFIX).removesuffix(MODEL_SUFFIX), path)
     return [_read(name, paths[name]) for name in sorted(paths)]
+
+
+def read_network(model: str | os.PathLike[str]) -> Network:
+    """A shipped model by name, or a model file. Raises `ArgumentError` or `CheckpointError`."""
+    path = model_path(model)
+    return _read(path.name.removesuffix(PLAN_SUFFIX).removesuffix(MODEL_SUFFIX), path)
 
 
 def find(networks: Iterable[Network], backbone: str, scale: int, method: str) -> Network | None:

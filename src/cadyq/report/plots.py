@@ -23,7 +23,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HEAT = "cividis"
 """Color map of bit-widths; its lightness rises evenly."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 8.5,
     "font.family": "DejaVu Sans",
     "axes.titlesize": 9,
@@ -46,7 +46,9 @@ _STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def figure(width: float, height: float, rows: int = 1, cols: int = 1, **options: Any) -> Iterator[tuple[Any, Any]]:
+def figure(
+    width: float, height: float, rows: int = 1, cols: int = 1, **options: Any
+) -> Iterator[tuple[Any, Any]]:
     """A figure of so many inches and its axes, in our style, without a display.
 
     Raises:
@@ -80,4 +82,3 @@ def save(made: Figure, folder: Path, name: str) -> list[str]:
     made.savefig(buffer, format="pdf", metadata={"CreationDate": None})
     write_atomic(folder / f"{name}.pdf", buffer.getvalue())
     return [f"{name}.png", f"{name}.pdf"]
-

@@ -15,11 +15,10 @@ from cadyq.report.table import Column, Table
 __all__ = ["b1", "s1", "s2", "s3", "s4"]
 
 TRAINING_DATA = (
-    "Training data: 384x384 photo crops (JPEG 95 originals) instead of DIV2K; compare a network with our own float one."
+    "Training data: 384x384 photo crops (JPEG 95 originals) instead of DIV2K; compare a network with our own "
+    "float one."
 )
-TILES = (
-    "Inference: bits per tile on one feature plane; the paper cuts independent 96x96 patches (table S7 has both)."
-)
+TILES = "Inference: bits per tile on one feature plane; the paper cuts independent 96x96 patches (table S7 has both)."
 _QUALITY = (
     Column("model", "Model"),
     Column("published_fqr", "FQR, published"),
@@ -55,7 +54,9 @@ def _quality_table(bench: Bench, name: str, title: str) -> Table:
         group = dataset
         if ours != dataset:
             group = f"{dataset} as published, beside {_called(bench, ours)} of ours: not comparable"
-            stand_ins.add(f"{dataset} was not found; {_called(bench, ours)} stands in and is named as what it is.")
+            stand_ins.add(
+                f"{dataset} was not found; {_called(bench, ours)} stands in and is named as what it is."
+            )
         own_float: dict[str, float] = {}
         for p in (p for p in printed if p.dataset == dataset):
             backbone = published.BACKBONES[p.backbone]
@@ -117,11 +118,14 @@ def s3(bench: Bench) -> Table:
     ]
     notes = [
         *published.slips("S3"),
-        "BitOPs of the whole network for a 1280x720 picture: body convolutions by the measured bits, all others at 8 bits "
+        "BitOPs of the whole network for a 1280x720 picture: body convolutions by the measured bits, all "
+        "others at 8 bits "
         "(32 in the float network).",
         *_schedules(rows),
     ]
-    return Table("S3", "Fully quantized EDSR-baseline x4, Urban100", columns, rows, notes, [TRAINING_DATA, TILES])
+    return Table(
+        "S3", "Fully quantized EDSR-baseline x4, Urban100", columns, rows, notes, [TRAINING_DATA, TILES]
+    )
 
 
 def s4(bench: Bench) -> Table:
@@ -171,7 +175,8 @@ def b1(bench: Bench) -> Table:
     rows: list[dict[str, Any]] = []
     notes = [
         "The supplement refers to table 3 of the main paper for these figures and prints none itself.",
-        "All selectors of a network were fitted on one measurement of training tiles and set to the same mean bits there; "
+        "All selectors of a network were fitted on one measurement of training tiles and set to the same "
+        "mean bits there; "
         "they differ in nothing but their inputs.",
         "Differences in dB are paired over pictures, with a 95 % bootstrap interval.",
     ]

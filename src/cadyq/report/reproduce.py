@@ -115,22 +115,28 @@ def commit() -> str:
     if not (home / ".git").exists():
         return "unknown (installed package)"
     try:
-        run = lambda *what: subprocess.run(  # noqa: E731
-            ["git", "-C", os.fspath(home), *what], capture_output=True, text=True, check=True, timeout=20
-        ).stdout
-        return run("rev-parse", "HEAD").strip() + ("+" if run("status", "--porcelain", "-uno").strip() else "")
+        name = _git(home, "rev-parse", "HEAD")
+        return name + ("+" if _git(home, "status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def _git(home: Path, *what: str) -> str:
+    command = ["git", "-C", os.fspath(home), *what]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
 
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1.2rem;color:#1a1a1a}
 h1{font-size:1.5rem} h2{font-size:1.15rem;margin:2.4rem 0 .6rem;border-top:1px solid #ccc;padding-top:1rem}
 h3{font-size:.9rem;margin:.8rem 0 .2rem;color:#444} ul{margin:.2rem 0 .6rem;font-size:.85rem;color:#333}
-.scroll{overflow-x:auto} table{border-collapse:collapse;font-size:.8rem;margin:.5rem 0 1rem;font-variant-numeric:tabular-nums}
-caption{text-align:left;font-weight:600;padding:.3rem 0} th,td{padding:.22rem .55rem;text-align:left;vertical-align:bottom}
+.scroll{overflow-x:auto} table{border-collapse:collapse;font-size:.8rem;margin:.5rem 0 1rem;
+font-variant-numeric:tabular-nums}
+caption{text-align:left;font-weight:600;padding:.3rem 0}
+th,td{padding:.22rem .55rem;text-align:left;vertical-align:bottom}
 thead th{border-bottom:1.5px solid #333;font-weight:600;max-width:8.5rem} tbody tr{border-bottom:1px solid #e3e3e3}
-.n{text-align:right} .empty td{color:#767676} img{max-width:100%;height:auto;margin:.5rem 0} .meta{font-size:.85rem;color:#444}
+.n{text-align:right} .empty td{color:#767676} img{max-width:100%;height:auto;margin:.5rem 0}
+.meta{font-size:.85rem;color:#444}
 nav a{margin-right:.8rem} td:first-child{white-space:nowrap} td:last-child{min-width:5.5rem}
 """
 

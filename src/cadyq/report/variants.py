@@ -199,7 +199,7 @@ class _Decided(Model):
 def score_tiles(rgb: Array, tile: int, score: str) -> Array:
     """A score of every tile of a picture, uint8 ``(H, W, 3)``, each on its own: ``(rows, cols)``."""
     light = gray(rgb.astype(np.float32) / 255)
-    grid = Grid(*light.shape, tile)
+    grid = Grid(light.shape[0], light.shape[1], tile)
     values = [SCORES[score](light[y0:y1, x0:x1]) for y0, y1, x0, x1 in grid.boxes]
     return np.array(values).reshape(grid.rows, grid.cols)
 
@@ -260,9 +260,7 @@ def _with_selectors(network: Network, fitted: Fitted, name: str) -> Model:
     if plan is not None:
         try:
             lowered = lower(loaded.network, loaded.quantization)
-            plan = LoadedPlan(
-                lowered, plan.macs, plan.parameters, plan.radius, plan.exit_rule, plan.metadata
-            )
+            plan = LoadedPlan(lowered, plan.macs, plan.parameters, plan.radius, plan.exit_rule, plan.metadata)
         except UnsupportedError:
             plan = None
     return Model(found, f"{network.name} {name}", plan)
