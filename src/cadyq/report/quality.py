@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+from cadyq.data.sets import DATA_SETS
 from cadyq.evaluate import Evaluation, compare
 from cadyq.report import published
 from cadyq.report.bench import Bench, figures_of
-from cadyq.report.lab import Request, data_facts
+from cadyq.report.lab import Request
 from cadyq.report.networks import Network
 from cadyq.report.table import Column, Table
 
@@ -53,10 +55,8 @@ def _quality_table(bench: Bench, name: str, title: str) -> Table:
         ours = dataset if dataset == "Urban100" else bench.lab.large_set(dataset)
         group = dataset
         if ours != dataset:
-            group = f"{dataset} as published, beside {_called(bench, ours)} of ours: not comparable"
-            stand_ins.add(
-                f"{dataset} was not found; {_called(bench, ours)} stands in and is named as what it is."
-            )
+            group = f"{dataset} as published, beside {_called(ours)} of ours: not comparable"
+            stand_ins.add(f"{dataset} was not found; {_called(ours)} stands in and is named as what it is.")
         own_float: dict[str, float] = {}
         for p in (p for p in printed if p.dataset == dataset):
             backbone = published.BACKBONES[p.backbone]
@@ -237,8 +237,8 @@ def _difference(value: float | None, base: float | None, method: str) -> float |
     return None if value is None or base is None or method == "FP32" else value - base
 
 
-def _called(bench: Bench, data: str) -> str:
-    return str(data_facts(bench.lab, data)["dataset"]) if bench.lab.has(data) else data
+def _called(data: str) -> str:
+    return data if data in DATA_SETS else f"folder {Path(data).name}"
 
 
 def _schedules(rows: Iterable[dict[str, Any]]) -> list[str]:

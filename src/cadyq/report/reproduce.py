@@ -82,7 +82,7 @@ def estimate(builders: Sequence[Builder], bench: Bench) -> str:
     if not wanted:
         return "everything was measured before"
     seconds = _seconds(wanted, bench.lab)
-    return f"{len(wanted)} measurements, about {timedelta(seconds=round(seconds))} h"
+    return f"{len(wanted)} measurements, about {timedelta(seconds=round(seconds))} (h:mm:ss)"
 
 
 def _seconds(wanted: Sequence[Request], lab: Lab) -> float:
