@@ -1,6 +1,10 @@
 """A folder of small networks, and of small pictures that go by the names of the real sets."""
 
 import dataclasses
+import runpy
+import sys
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from networks import QUANTIZATION, save_network, scene
@@ -41,22 +45,10 @@ def folder_of_networks(tmp_path_factory):
 
 
 def _lower(path):
-    from cadyq.backbones import build_backbone
-    from cadyq.io.models import load_model
-    from cadyq.io.plans import save_plan
-    from cadyq.lowering import lower
-    from cadyq.quant.site import sites_of
-
-    loaded = load_model(path)
-    network = loaded.network
-    save_plan(
-        path.with_name(path.name.replace(".safetensors", ".plan.safetensors")),
-        lower(network, loaded.quantization),
-        loaded.metadata,
-        macs=tuple(site.macs_per_pixel for site in sites_of(network, "body")),
-        parameters=build_backbone(network.name, **network.config).n_parameters(),
-        radius=network.radius,
-    )
+    """Write the plan beside a model file, as the script does."""
+    script = str(Path(__file__).parents[2] / "scripts" / "lower_model.py")
+    with patch.object(sys, "argv", [script, str(path)]):
+        runpy.run_path(script, run_name="__main__")
 
 
 @pytest.fixture(scope="session")

@@ -11,13 +11,39 @@ import sys
 from collections.abc import Sequence
 
 from cadyq import __version__
-from cadyq.cli import audit, compare, evaluate, explain, info, profile, reproduce, sweep, upscale
+from cadyq.cli import (
+    audit,
+    compare,
+    download,
+    evaluate,
+    explain,
+    info,
+    profile,
+    reproduce,
+    serve,
+    sweep,
+    train,
+    upscale,
+)
 from cadyq.cli.common import complain
 from cadyq.errors import CadyqError
 
 __all__ = ["main"]
 
-COMMANDS = (upscale, evaluate, compare, audit, info, profile, explain, sweep, reproduce)
+COMMANDS = (
+    upscale,
+    serve,
+    evaluate,
+    compare,
+    audit,
+    info,
+    download,
+    train,
+    profile,
+    explain,
+    sweep,
+    reproduce,
+)
 _INTERRUPTED = 130
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cadyq.cells import Force, Inferred, SiteCost
+from cadyq.cells import Force, Inferred, Levels, SiteCost
 from cadyq.engine.plan import MAX_TILE, Block, Conv, Plan, Site, Step
 from cadyq.engine.run import Engine
 
@@ -48,7 +48,7 @@ class EngineRuntime:
 
     def run_tiles(
         self,
-        rgb: NDArray[np.uint8],
+        rgb: Levels,
         tile: int,
         *,
         active: NDArray[np.bool_] | None = None,
@@ -56,7 +56,7 @@ class EngineRuntime:
         budget: float = 0.0,
         threads: int | None = None,
     ) -> Inferred:
-        """Upscale one picture, uint8 ``(h, w, 3)``; arguments as of `cadyq.quant.infer.run_tiles`."""
+        """Upscale one picture, uint8 or uint16 ``(h, w, 3)``; arguments as of `cadyq.quant.infer.run_tiles`."""
         engine = self._engine(tile, budget, threads)
         rows, cols = -(-rgb.shape[0] // tile), -(-rgb.shape[1] // tile)
         choice = self._choice(force, rows, cols)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cadyq.config import load_toml
 from cadyq.data.sets import load_pairs
 from cadyq.errors import DataError
 from cadyq.evaluate import Evaluation
@@ -134,17 +136,15 @@ def _gradient_variance(lab: Lab, size: int) -> float:
 
 def s6(bench: Bench) -> Table:
     """The paper's settings beside those of our networks and recipes."""
-    from cadyq.config import load_toml
-
     rows: list[dict[str, Any]] = [
         {"group": "Paper (supplement, table S6 and section C)", "status": "counted", **row}
         for row in published.settings()
     ]
     named = list(published.BACKBONES)
     ours = {name: bench.find(published.BACKBONES[name], 4, "CADyQ") for name in named}
-    keys = dict.fromkeys(k for n in ours.values() if n is not None for k in n.training)
-    for key in keys:
-        cells = {name: str(n.training.get(key, "-")) if n else None for name, n in ours.items()}
+    flat = {name: _flat(n.training) if n else {} for name, n in ours.items()}
+    for key in dict.fromkeys(key for record in flat.values() for key in record):
+        cells = {name: str(record[key]) if key in record else None for name, record in flat.items()}
         rows.append(
             {"group": "Ours: records of the CADyQ x4 networks", "setting": key, **cells, "status": "counted"}
         )
@@ -157,29 +157,33 @@ def s6(bench: Bench) -> Table:
                     "status": "not trained",
                 }
             )
-    folder = files("cadyq").joinpath("recipes")
-    found = (
-        sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
-        if folder.is_dir()
-        else []
-    )
     notes = [
         "Updates of the paper's schedule: " + ", ".join(f"{k} {v}" for k, v in PAPER_STEPS.items()) + "."
     ]
-    for file in found:
-        flat = _flat(load_toml(str(file)))
-        text = "; ".join(f"{k} = {v}" for k, v in flat.items())
-        rows.append({"group": "Ours: recipes", "setting": file.name, "recipe": text, "status": "counted"})
+    recipes = _recipes()
+    for name, record in recipes.items():
+        text = "; ".join(f"{key} = {value}" for key, value in _flat(record).items())
+        rows.append({"group": "Recipes in the package", "setting": name, "recipe": text, "status": "counted"})
     columns = [Column("setting", "Setting"), *(Column(name, name) for name in named)]
-    if found:
+    if recipes:
         columns.append(Column("recipe", "Recipe"))
     return Table("S6", "Settings", columns, rows, notes)
 
 
-def _flat(table: dict[str, Any], path: str = "") -> dict[str, Any]:
+def _recipes() -> dict[str, dict[str, Any]]:
+    """The x4 recipes that ship, the paper's and ours, by file."""
+    home = files("cadyq").joinpath("recipes")
+    found = {}
+    for room, prefix in ((home.joinpath("paper"), "paper/"), (home, "")):
+        names = sorted(f.name for f in room.iterdir() if f.name.endswith("-x4.toml")) if room.is_dir() else []
+        found.update({prefix + name: load_toml(str(room.joinpath(name))) for name in names})
+    return found
+
+
+def _flat(table: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in table.items():
-        result |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+        result |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
     return result
 
 
@@ -412,7 +416,7 @@ def _overhead(
         "(d)": (Engine(plan, threads), None),
     }
     timed = interleaved(engines, image, repeats)
-    macs = np.asarray(model.plan.macs)
+    macs = np.array([site.macs_per_pixel for site in model.sites if site.kind == "body"])
     counted = {}
     for key, found in timed.items():
         side = MAX_TILE if key == "(a)" else tile

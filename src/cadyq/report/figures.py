@@ -150,7 +150,7 @@ def fig_s2(bench: Bench) -> Table:
     rows: list[dict[str, Any]] = []
     for network in _trained_by_w_reg(bench):
         found, status = bench.measure(Request(bench.subject(network), "Urban100"))
-        rows.append(_trade_row(network, "w_reg", network.training.get("w_reg"), found, status))
+        rows.append(_trade_row(network, "w_reg", network.w_reg, found, status))
     for network in bench.dynamic():
         for budget in BUDGETS:
             found, status = bench.measure(Request(bench.subject(network), "Urban100", budget=budget))
@@ -180,11 +180,11 @@ def fig_s2(bench: Bench) -> Table:
 
 def _trained_by_w_reg(bench: Bench) -> list[Network]:
     """Dynamic networks of one backbone that differ in w_reg, if at least two were trained."""
-    known = [n for n in bench.networks if n.method == "CADyQ" and n.scale == 4 and n.training.get("w_reg")]
+    known = [n for n in bench.networks if n.method == "CADyQ" and n.scale == 4 and n.w_reg]
     groups: dict[str, list[Network]] = {}
     for network in known:
         groups.setdefault(network.backbone, []).append(network)
-    return [n for group in groups.values() if len({n.training["w_reg"] for n in group}) > 1 for n in group]
+    return [n for group in groups.values() if len({n.w_reg for n in group}) > 1 for n in group]
 
 
 def _trade_row(network: Network, knob: str, value: Any, found: Any, status: str) -> dict[str, Any]:

@@ -60,8 +60,8 @@ class Network:
     def schedule(self) -> str:
         """``full`` (at least the paper's updates), ``short (n updates)``, ``none``, or ``not recorded``."""
         stated = self.training.get("schedule")
-        if isinstance(stated, str):
-            return stated
+        if stated in ("full", "short", "none"):
+            return str(stated)
         if self.steps is None:
             return str(self.training.get("status", "not recorded")).split(":")[0]
         if self.steps == 0:
@@ -71,13 +71,26 @@ class Network:
     @property
     def seed(self) -> int | None:
         """Seed of its training; None if not recorded."""
-        seed = self.training.get("seed")
+        seed = self.recipe.get("seed", self.training.get("seed"))
         return int(seed) if isinstance(seed, int) else None
 
     @property
+    def recipe(self) -> Mapping[str, Any]:
+        """The recipe of its last stage, empty if not recorded."""
+        recipe = self.training.get("recipe")
+        return recipe if isinstance(recipe, Mapping) else {}
+
+    @property
+    def w_reg(self) -> float | None:
+        """Weight of the bit loss at the start of its training; None if not recorded."""
+        weight = self.recipe.get("w_reg", self.training.get("w_reg"))
+        return float(weight) if isinstance(weight, int | float) and weight else None
+
+    @property
     def degradation(self) -> str:
-        """What its training pictures went through: ``bicubic`` unless the record says otherwise."""
-        return str(self.training.get("degradation", "photo" if "photo" in self.name else "bicubic"))
+        """What its training pictures went through: ``bicubic`` unless the record or the name says otherwise."""
+        is_photo = bool(self.recipe.get("degrade")) or "photo" in self.name
+        return str(self.training.get("degradation", "photo" if is_photo else "bicubic"))
 
     def digest(self) -> str:
         """SHA-256 over its files: equal digests, equal results."""
