@@ -92,6 +92,8 @@ def test_files(results):
         assert (folder / f"{name}.md").read_text().startswith(f"# {name}: ")
         for figure in table.figures:
             assert (folder / figure).stat().st_size > 1000
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["tables"]["S1"].startswith("4 of 36 rows filled by a trained network")
     page = (folder / "index.html").read_text()
     assert "quick" in page
     assert page.count("<section") == len(tables)

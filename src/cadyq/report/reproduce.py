@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 import subprocess
 from collections.abc import Callable, Sequence
@@ -65,6 +66,8 @@ def reproduce(names: Sequence[str], bench: Bench, say: Say = lambda text: None) 
         say(f"{name}: {state(table)}")
     title = "CADyQ supplement, reproduced" + (" (quick: a part of every set)" if bench.lab.quick else "")
     write_atomic(bench.folder / "index.html", page(title, tables, head).encode())
+    summary = {**head, "tables": {table.name: state(table) for table in tables}}
+    write_atomic(bench.folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     return tables
 
 
@@ -135,7 +138,7 @@ font-variant-numeric:tabular-nums}
 caption{text-align:left;font-weight:600;padding:.3rem 0}
 th,td{padding:.22rem .55rem;text-align:left;vertical-align:bottom}
 thead th{border-bottom:1.5px solid #333;font-weight:600;max-width:8.5rem} tbody tr{border-bottom:1px solid #e3e3e3}
-.n{text-align:right} .empty td{color:#767676} img{max-width:100%;height:auto;margin:.5rem 0}
+.n{text-align:right} .empty td{color:#767676} img{max-width:min(100%,56rem);height:auto;margin:.5rem 0}
 .meta{font-size:.85rem;color:#444}
 nav a{margin-right:.8rem} td:first-child{white-space:nowrap} td:last-child{min-width:5.5rem}
 """
