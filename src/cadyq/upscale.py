@@ -66,6 +66,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 DEFAULT_TILE = 48
 _PATCHES_AT_ONCE = 4
+_ROWS_AT_ONCE = 64
 _LARGEST_TILE = 1024
 
 
@@ -171,8 +172,13 @@ class StreamedResult:
                 last = min(lr_height, (top + len(band)) // self._scale + 4)
                 part = self._source.alpha(first, last)
                 alpha = imresize_rows(part, first, lr_height, (height, width), (top, top + len(band)))
-            yield _joined(band, self._source.is_gray, alpha)
             top += len(band)
+            pieces = _joined(band, self._source.is_gray, alpha)
+            del band, alpha
+            # Small pieces, so that what writes them need not hold a second band.
+            for first in range(0, len(pieces), _ROWS_AT_ONCE):
+                yield pieces[first : first + _ROWS_AT_ONCE]
+            del pieces
 
     def figures(self) -> Figures:
         """What it cost, when all rows were computed."""
