@@ -70,6 +70,7 @@ OnPart: TypeAlias = "Callable[[Part], None]"
 DEFAULT_TILE = 48
 _PATCHES_AT_ONCE = 4
 _PATCH, _PATCH_OVERLAP = 96, 6
+_ROWS_AT_ONCE = 64
 _LARGEST_TILE = 1024
 
 
@@ -198,8 +199,13 @@ class StreamedResult:
                 part = self._source.alpha(first, last)
                 alpha = imresize_rows(part, first, lr_height, (height, width), (top, top + len(band)))
             _tell(self._on_part, self._bands, self._scale, top, band)
-            yield _joined(band, self._source.is_gray, alpha)
             top += len(band)
+            pieces = _joined(band, self._source.is_gray, alpha)
+            del band, alpha
+            # Small pieces, so that what writes them need not hold a second band.
+            for first in range(0, len(pieces), _ROWS_AT_ONCE):
+                yield pieces[first : first + _ROWS_AT_ONCE]
+            del pieces
 
     def figures(self) -> Figures:
         """What it cost, when all rows were computed."""
