@@ -116,6 +116,16 @@ class Graph(Backbone):
     def _forward(self, lr: Tensor, ctx: Context) -> Tensor:
         return _execute(self.layers, self.ops, {INPUT: lr}, ctx, self.streams)
 
+    def share_grids(self) -> None:
+        """Let sites that take 16 bits from a stored plane take that plane's own grid (after calibration)."""
+        for op in self.ops:
+            for inner in op["ops"] if op["op"] == "tail" else [op]:
+                site = inner.get("site")
+                if isinstance(site, dict) and site["bits"] > 8 and site["grid"] is not None:
+                    unit, stream = self.layers.get_submodule(inner["layer"]), self.streams[site["grid"]]
+                    assert isinstance(unit, Unit) and isinstance(stream, Site)
+                    unit.site.set_grid(float(stream.grid))
+
 
 def flatten(ops: Sequence[Op]) -> list[Op]:
     """All operations, those of blocks and tails in place of them."""

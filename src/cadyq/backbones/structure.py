@@ -457,7 +457,8 @@ class _Emitter:
         if first is None:
             return ops
         start = ops[first]["in"][0]
-        known, tail, rest = {start}, [], ops[:first]
+        known, rest = {start}, ops[:first]
+        tail: list[Op] = []
         for op in ops[first:]:
             inside = all(name in known for name in op["in"])
             (tail if inside else rest).append(op)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from cadyq.errors import UnsupportedError
 
-__all__ = ["SUPPORTED", "Step", "simplify", "trace"]
+__all__ = ["RANGES", "SUPPORTED", "InRange", "Step", "simplify", "trace"]
 
 SUPPORTED = (
     "Conv2d (stride 1, odd square kernel, zero padding k // 2, groups), ConvTranspose2d (no groups), "
@@ -25,6 +25,36 @@ SUPPORTED = (
     "multiplication by and addition of constants (also per channel), cat, chunk, split and slices along channels, "
     "pixel_shuffle, interpolate and Upsample (nearest, bilinear, bicubic by a whole factor), dropout, identity"
 )
+
+RANGES: dict[str, tuple[float, float, float, float]] = {
+    "0:1": (0, 1, 0, 1),
+    "0:255": (0, 255, 0, 255),
+    "-1:1": (-1, 1, -1, 1),
+    "0:1,-1:1": (0, 1, -1, 1),
+}
+"""Ranges that networks take and return: black and white of the input, black and white of the output."""
+
+
+class InRange(nn.Module):
+    """A user's module as a function from [0, 1] to [0, 1].
+
+    Args:
+        module: in evaluation mode.
+        value_range: a key of `RANGES`.
+        arguments: further arguments of its forward, by name.
+    """
+
+    def __init__(self, module: nn.Module, value_range: str, arguments: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.module = module
+        self.black, self.white, self.out_black, self.out_white = RANGES[value_range]
+        self.arguments = arguments or {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) in [0, 1] -> (N, 3, scale H, scale W)."""
+        y = self.module(x * (self.white - self.black) + self.black, **self.arguments)
+        result: Tensor = (y - self.out_black) / (self.out_white - self.out_black)
+        return result
 
 
 @dataclass
@@ -86,7 +116,7 @@ class _Tracer(fx.Tracer):
         return _Value(node, self)
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        return iter([obj[i] for i in range(len(obj.node.meta["value"]))])
+        return iter([operator.getitem(obj, i) for i in range(len(obj.node.meta["value"]))])
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         return forward(*args, **kwargs) if self.is_running else super().call_module(m, forward, args, kwargs)
@@ -113,7 +143,7 @@ class _Tracer(fx.Tracer):
     def _evaluate(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
             return self.example
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])  # type: ignore[misc]
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
         with torch.no_grad():
             if node.op == "get_attr":
                 return node.meta["value"]
@@ -145,8 +175,9 @@ def trace(module: nn.Module, example: Tensor) -> list[Step]:
     except UnsupportedError:
         raise
     except Exception as error:
+        what = type(getattr(module, "module", module)).__name__
         raise UnsupportedError(
-            f"{type(module).__name__} cannot be traced by torch.fx ({type(error).__name__}: {error}); expected "
+            f"{what} cannot be traced by torch.fx ({type(error).__name__}: {error}); expected "
             "a forward that takes one picture (N, 3, H, W) and whose course does not depend on pixels"
         ) from error
     converter = _Converter(module)
@@ -218,7 +249,7 @@ class _Converter:
     ) -> Ref:
         out = Ref(f"v{len(self.steps)}")
         found = {key: t.detach().double().cpu().clone() for key, t in tensors.items() if t is not None}
-        layer = self.node.meta["layer"] or self.node.name
+        layer = _users_name(self.node.meta["layer"] or self.node.name)
         self.steps.append(Step(kind, list(inputs), out, layer, data or {}, found))
         self.shapes[out] = self.shapes[inputs[0]]  # until the node's own is known
         return out
@@ -501,8 +532,15 @@ class _Converter:
         return Ref(step.out)
 
 
+def _users_name(layer: str) -> str:
+    """A layer's path without that of `InRange`."""
+    return layer.removeprefix("module.")
+
+
 def _refusal(layer: str, what: str) -> UnsupportedError:
-    return UnsupportedError(f"layer {layer!r}: {what} is not supported; supported are {SUPPORTED}")
+    return UnsupportedError(
+        f"layer {_users_name(layer)!r}: {what} is not supported; supported are {SUPPORTED}"
+    )
 
 
 def _depends(argument: Any) -> bool:
