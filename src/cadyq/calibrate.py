@@ -4,9 +4,8 @@
 2. Clips, channel scales and grids are observed (`cadyq.quant.convert`).
 3. A short fine-tuning towards the target, bits at random per patch and site, so that one set of weights serves every
    choice (`cadyq.training.loop`).
-4. What fewer bits cost is measured per tile and per site, and the selectors are fitted to it
-   (`cadyq.training.supervise`). An error counts relative to what the network adds to bicubic in that crop: the true
-   picture is unknown, but its distance grows with the detail there.
+4. What fewer bits cost is measured per tile and per site (`cadyq.training.target`), and the selectors are fitted to it
+   (`cadyq.training.supervise`).
 5. The threshold is set so that the pictures take the wanted mean bits.
 """
 
@@ -14,52 +13,46 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from cadyq.backbones import Backbone
+from cadyq.backbones.adopt import adopt
 from cadyq.backbones.graph import Graph, flatten
-from cadyq.backbones.srresnet import SRResNet
-from cadyq.backbones.structure import build_graph
-from cadyq.backbones.trace import RANGES, InRange, simplify, trace
 from cadyq.config import Quantization
 from cadyq.data.crops import CropArrays
 from cadyq.data.sets import find_pictures
-from cadyq.errors import ArgumentError, UnsupportedError
-from cadyq.functional.resize import imresize
+from cadyq.errors import ArgumentError
 from cadyq.io.images import read_image
 from cadyq.io.models import save_model
 from cadyq.quant import convert as conversion
-from cadyq.quant.context import TileContext
-from cadyq.quant.site import Site, SiteObserver, sites_of
+from cadyq.quant.site import sites_of
 from cadyq.training.loop import Recipe, native_convolutions, to_tensor, train
-from cadyq.training.supervise import Sensitivity, fit_selectors, set_budget
+from cadyq.training.supervise import fit_selectors
+from cadyq.training.target import FloatTarget, Report, luma_error, measure_tiles, reach_fqr, site_gains
 
-__all__ = ["Calibrated", "Report", "as_backbone", "calibrate", "cut_crops"]
-
-Crops: TypeAlias = NDArray[np.uint8]
-Report: TypeAlias = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+__all__ = ["Calibrated", "Settings", "calibrate", "cut_crops"]
 
 SIDE = 96
 PATCH, BATCH = 32, 16
-N_OBSERVED = 24
-LUMA = (0.299, 0.587, 0.114)
+SITE_PATCH, N_SITE_PATCHES = 48, 12
+N_OBSERVED, N_COMPARED = 24, 40
 WIDE_ABOVE = 0.002
 """An edge keeps 16 bits where 8 would raise the error by more than this share of the network's own detail."""
+# Shares of the time; the rest is for the fine-tuning and for what comes before it.
+TILES_SHARE, SITES_SHARE, COMPARE_SHARE = 0.14, 0.10, 0.03
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,7 @@ class Settings:
         bits: candidate bit-widths, ascending, 2 to 8.
         target_fqr: mean bits over the pictures given.
         minutes: wall-clock time for everything. The number of steps follows from the machine's speed.
-        steps: steps of the fine-tuning instead: the same result on every machine, in whatever time it takes.
+        steps: steps of the fine-tuning instead: the same work on every machine, in whatever time it takes.
         tile: side of the decision tiles, in LR pixels.
         seed: of crops, patches and random bits.
     """
@@ -91,8 +84,7 @@ class Settings:
             raise ArgumentError("steps", self.steps, "0 or more")
         if not self.minutes > 0:
             raise ArgumentError("minutes", self.minutes, "more than 0")
-        if not 8 <= self.tile <= SIDE:
-            raise ArgumentError("tile", self.tile, f"8 to {SIDE} LR pixels")
+        self.quantization()
 
     def quantization(self) -> Quantization:
         """The form that the integer engine runs."""
@@ -121,7 +113,7 @@ class Calibrated:
     record: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str], license: str = "not stated") -> None:
-        """Write the model file; ``license`` is that of the weights."""
+        """Write the model file; ``license`` is that of the weights. Raises `CheckpointError` if it cannot."""
         save_model(path, self.network, self.quantization, training=self.record, license=license)
 
 
@@ -137,36 +129,39 @@ def calibrate(
     """Make a float super-resolution network content-aware.
 
     Args:
-        module: one of our backbones, or any module of supported operators (docs/calibrate.md); it is not changed.
-        images: a folder of LR pictures, or a list of paths or uint8 arrays (H, W, 3). The float network's own results
-            are the target: no HR is needed.
+        module: one of our backbones, or a module of supported operators (docs/calibrate.md); it is not changed.
+        images: a folder of LR pictures, or a list of paths or uint8 arrays (H, W, 3); about 100 are enough.
         scale: handed to a forward that asks for one; otherwise checked.
-        value_range: what the network takes and returns, a key of `RANGES`, or ``auto``.
+        value_range: what the network takes and returns: ``0:1``, ``0:255``, ``-1:1``, ``0:1,-1:1`` or ``auto``.
         report: called as the work goes on.
-        settings: see `Settings`.
+        settings: those of `Settings`.
 
     Raises:
-        ArgumentError: an argument is outside what it accepts. UnsupportedError: the network holds a layer that has no
-        quantized form (the message names it). DataError, ImageError: the pictures cannot be read.
+        ArgumentError: an argument is outside what it accepts.
+        UnsupportedError: the network holds a layer that has no quantized form; the message names it.
+        DataError: the folder holds no pictures. ImageError: one of them cannot be read.
     """
-    try:
-        wanted = Settings(**settings)
-    except TypeError as error:
-        raise ArgumentError(
-            "settings", settings, f"keys out of {[f.name for f in dataclasses.fields(Settings)]}"
-        ) from error
+    known = [f.name for f in dataclasses.fields(Settings)]
+    for key in settings:
+        if key not in known:
+            raise ArgumentError("settings", key, f"one of {', '.join(known)}")
+    wanted = Settings(**settings)
     start = time.monotonic()
     crops = cut_crops(images, seed=wanted.seed)
-    network = as_backbone(module, crops, scale=scale, value_range=value_range)
+    network = adopt(module, to_tensor(crops[:2]), scale=scale, value_range=value_range)
     with native_convolutions():
         return _Calibration(network, crops, wanted, start, report).run()
 
 
-def cut_crops(images: str | os.PathLike[str] | Sequence[Any], *, n: int = 100, seed: int = 0) -> Crops:
-    """Cut LR pictures into at least ``n`` square crops of one size, where they have as many: (n, side, side, 3).
+def cut_crops(
+    images: str | os.PathLike[str] | Sequence[Any], *, n: int = 100, seed: int = 0
+) -> NDArray[np.uint8]:
+    """Cut LR pictures into about ``n`` square crops of one size, at least one of each: (n, side, side, 3).
+
+    Pictures smaller than most others are left out.
 
     Raises:
-        ArgumentError: no pictures, or all are smaller than 32 pixels.
+        ArgumentError: no pictures, or all are smaller than 32 pixels. DataError, ImageError: they cannot be read.
     """
     sources = find_pictures(images) if isinstance(images, str | os.PathLike) else list(images)
     pictures = [p if isinstance(p, np.ndarray) else read_image(p).pixels for p in sources]
@@ -176,9 +171,7 @@ def cut_crops(images: str | os.PathLike[str] | Sequence[Any], *, n: int = 100, s
     sides = sorted(min(p.shape[:2]) for p in pictures)
     side = min(SIDE, sides[len(sides) // 2] // 8 * 8) if sides else 0
     if side < PATCH:
-        raise ArgumentError(
-            "images", f"{len(pictures)} pictures", f"some of at least {PATCH} x {PATCH} pixels"
-        )
+        raise ArgumentError("images", f"{len(sides)} pictures", f"some of at least {PATCH}x{PATCH} pixels")
     large = [p for p in pictures if min(p.shape[:2]) >= side]
     rng = np.random.default_rng(seed)
     result = []
@@ -190,151 +183,79 @@ def cut_crops(images: str | os.PathLike[str] | Sequence[Any], *, n: int = 100, s
     return np.stack(result)
 
 
-@torch.no_grad()
-def as_backbone(
-    module: nn.Module, crops: Crops, *, scale: int | None = None, value_range: str = "auto"
-) -> Backbone:
-    """Our form of a float network, batch norm folded; checked against the module on a picture of another size.
-
-    Raises:
-        ArgumentError: unknown range, or a scale that is not the network's.
-        UnsupportedError: a layer that has no quantized form, or a forward that depends on the picture's size.
-    """
-    if value_range not in (*RANGES, "auto"):
-        raise ArgumentError("value_range", value_range, f"auto or one of {', '.join(RANGES)}")
-    if isinstance(module, Backbone):
-        network = copy.deepcopy(module).eval()
-        network = network.folded() if isinstance(network, SRResNet) else network
-    else:
-        network = _traced(copy.deepcopy(module).eval(), crops, scale, value_range)
-    if scale is not None and scale != network.scale:
-        raise ArgumentError("scale", scale, f"{network.scale}, which this network has")
-    return network
-
-
-def _traced(module: nn.Module, crops: Crops, scale: int | None, value_range: str) -> Graph:
-    parameters = list(inspect.signature(module.forward).parameters.values())[1:]
-    asks = any(p.name == "scale" and p.default is p.empty for p in parameters)
-    if asks and scale is None:
-        raise ArgumentError("scale", scale, "a number, as the network's forward asks for it")
-    arguments = {"scale": scale} if asks else {}
-    example, other = to_tensor(crops[:1, :24, :24]), to_tensor(crops[:2, :32, :24])
-    if value_range == "auto":
-        value_range = _detect_range(module, other, arguments)
-    wrapped = InRange(module, value_range, arguments)
-    graph = build_graph(simplify(trace(wrapped, example)), type(module).__name__)
-    difference = float((graph(other).clamp(0, 1) - wrapped(other).clamp(0, 1)).abs().max())
-    if not difference < 1e-3:
-        raise UnsupportedError(
-            f"{type(module).__name__}, traced on 24x24 pixels, differs by {difference:.2g} on 32x24: its forward "
-            "depends on the picture's size or pixels"
-        )
-    return graph
-
-
-def _detect_range(module: nn.Module, lr: Tensor, arguments: dict[str, Any]) -> str:
-    """The range in which the result, made small again, looks most like the picture; 0:1 if none does."""
-    best, result = 0.01, next(iter(RANGES))
-    for name in RANGES:
-        sr = InRange(module, name, arguments)(lr)
-        if sr.dim() == 4 and sr.shape[1] == lr.shape[1]:
-            error = float(
-                (nn.functional.adaptive_avg_pool2d(sr, (lr.shape[2], lr.shape[3])) - lr).square().mean()
-            )
-            if error < 0.7 * best:
-                best, result = error, name
-    return result
-
-
-class _Spy(SiteObserver):
-    """Collects the body sites' deviations, tiles of all crops in one list."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, list[Tensor]] = {}
-
-    def observe(self, site: Site, x: Tensor, ctx: Any) -> None:
-        if site.kind == "body":
-            self.found.setdefault(site.name, []).append(ctx.deviation(x))
-
-
 class _Calibration:
     """The work in order; `run` reads from top to bottom."""
 
     def __init__(
-        self, base: Backbone, crops: Crops, settings: Settings, start: float, report: Report
+        self, base: Backbone, crops: NDArray[np.uint8], settings: Settings, start: float, report: Report
     ) -> None:
-        self.base, self.crops, self.settings, self.report = base, crops, settings, report
+        self.base, self.settings, self.report, self.start = base, settings, report, start
         self.config = settings.quantization()
-        self.start = start
-        self.deadline = math.inf if settings.steps is not None else start + 60 * settings.minutes
-        self.scale = base.scale
-        # As float16 in gray levels: half the memory, and rounded by 1/16 of a level at most.
-        side = crops.shape[1] * self.scale
-        self.targets = np.empty((len(crops), side, side, 3), np.float16)
-        self.detail = np.empty(len(crops))
-        self.seconds_per_crop = 0.0
+        self.seconds = 60 * settings.minutes if settings.steps is None else math.inf
+        self.target = FloatTarget.of(base, crops, report)
 
     def run(self) -> Calibrated:
-        self._upscale()
-        network = self._convert()
-        before = self._compare(network, max(self.settings.bits))
+        tile, target = self.settings.tile, self.target
+        network = self._converted()
         steps = self._fine_tune(network)
-        network.eval()
-        seen = self._measure(network)
+        tiles = self._some(TILES_SHARE, len(self.settings.bits), len(target.crops))
+        seen = measure_tiles(network, target, tiles, tile, self.report)
+        seen.site_gain = self._site_gains(network, seen.errors)
         explained = fit_selectors(network, seen)
-        chosen = self._reach(network, seen)
+        some = self._some(COMPARE_SHARE, 1, min(N_COMPARED, len(target.crops)))
+
+        def actual(force: int | None = None) -> tuple[float, float]:
+            return target.compare(network, some, tile, force, self.report)
+
+        reach_fqr(network, seen, self.settings.target_fqr, lambda: actual()[0])
+        fqr, psnr_db = actual()
         record = {
-            "kind": "calibrated",
-            "n_crops": len(self.crops),
-            "crop": self.crops.shape[1],
-            "target_fqr": self.settings.target_fqr,
-            "fqr": chosen["fqr"],
-            "psnr_to_float_db": chosen["psnr_db"],
-            "psnr_to_float_db_untuned_most_bits": before["psnr_db"],
-            "deviance_explained": float(np.mean(list(explained.values()))),
+            "kind": "calibrated against the float network",
+            "n_crops": len(target.crops),
+            "crop": target.crops.shape[1],
             "steps": steps,
             "seed": self.settings.seed,
+            "target_fqr": self.settings.target_fqr,
+            "fqr": round(fqr, 3),
+            "psnr_to_float_db": round(psnr_db, 3),
+            "psnr_to_float_db_most_bits": round(actual(max(self.settings.bits))[1], 3),
+            "deviance_explained": round(float(np.mean(list(explained.values()))), 4),
             "seconds": round(time.monotonic() - self.start, 1),
         }
         return Calibrated(network, self.config, record)
 
-    # 1. What the float network makes of the crops.
+    def _some(self, share: float, runs: float, most: int) -> list[int]:
+        """Random crops for a measurement of ``runs`` runs per crop that may take a share of the time.
+
+        They are always the same; where steps are given instead of minutes, the time does not matter.
+        """
+        # Fake quantization about doubles the float network's time.
+        per_item = 2 * runs * max(self.target.seconds_per_crop, 1e-6)
+        n = min(most, max(4, share * self.seconds / per_item))
+        order = np.random.default_rng(self.settings.seed).permutation(len(self.target.crops))
+        return [int(i) for i in order[: int(n)]]
+
+    # Quantizers.
 
     @torch.no_grad()
-    def _upscale(self) -> None:
-        size = (self.targets.shape[1], self.targets.shape[2])
-        for i, crop in enumerate(self.crops):
-            self.report("upscaling with the float network", i, len(self.crops))
-            began = time.monotonic()
-            sr = self.base(to_tensor(crop[None])).clamp(0, 1)[0].mul(255).permute(1, 2, 0)
-            if i:
-                self.seconds_per_crop += (time.monotonic() - began - self.seconds_per_crop) / i
-            self.targets[i] = sr.numpy()
-            plain = imresize(crop, size).astype(np.float32)
-            self.detail[i] = np.square(_luma(sr.numpy() - plain)).mean()
-        self.detail = np.maximum(self.detail, 0.05 * self.detail.mean() + 1e-3)
-
-    # 2. Quantizers.
-
-    @torch.no_grad()
-    def _convert(self) -> Backbone:
+    def _converted(self) -> Backbone:
         self.report("observing features", 0, 1)
-        batches = [to_tensor(self.crops[i : i + 4]) for i in range(0, min(N_OBSERVED, len(self.crops)), 4)]
+        crops = self.target.crops[:N_OBSERVED]
+        batches = [to_tensor(crops[i : i + 4]) for i in range(0, len(crops), 4)]
         stats = conversion.observe(self.base, batches)
-        network = self._converted(stats)
-        if isinstance(self.base, Graph):
-            wide = self._wide_edges(network)
-            if wide:
-                for op in flatten(self.base.ops):
-                    if f"layers.{op.get('layer')}.site" in wide:
-                        op["site"]["bits"] = 16
-                rebuilt = Graph(self.base.scale, self.base.ops)
-                rebuilt.load_state_dict(self.base.state_dict())
-                self.base = rebuilt.eval()
-                network = self._converted(stats)
-        return network
+        network = self._quantizers(stats)
+        wide = self._wide_edges(network) if isinstance(self.base, Graph) else set()
+        if not wide or not isinstance(self.base, Graph):
+            return network
+        for op in flatten(self.base.ops):
+            if f"layers.{op.get('layer')}.site" in wide:
+                op["site"]["bits"] = 16
+        rebuilt = Graph(self.base.scale, self.base.ops)
+        rebuilt.load_state_dict(self.base.state_dict())
+        self.base = rebuilt.eval()
+        return self._quantizers(stats)
 
-    def _converted(self, stats: dict[str, conversion.SiteStatistics]) -> Backbone:
+    def _quantizers(self, stats: dict[str, conversion.SiteStatistics]) -> Backbone:
         network = conversion.convert(self.base, self.config).eval()
         conversion.calibrate(network, stats, self.config)
         if isinstance(network, Graph):
@@ -343,222 +264,79 @@ class _Calibration:
 
     def _wide_edges(self, network: Backbone) -> set[str]:
         """Edges whose 8 bits would cost too much: few large values may leave too little to the many small ones."""
-        edges = [s for s in sites_of(network, "edge") if s.quantizer is not None and s.static_bits <= 8]
-        quantizers = {site.name: site.quantizer for site in edges}
-        for site in edges:
+        quantizers = {s: s.quantizer for s in sites_of(network, "edge") if s.quantizer is not None}
+        for site in quantizers:
             site.quantizer = None
-        lr = to_tensor(self.crops[: min(4, len(self.crops)), :48, :48])
-        reference, float_sr = network(lr), self.base(lr)
-        detail = float(self.detail[: len(lr)].mean())
-        base_error = _luma_error(reference, float_sr)
+        lr = to_tensor(self.target.crops[:4, :SITE_PATCH, :SITE_PATCH])
+        float_sr = self.base(lr)
+        without = luma_error(network(lr), float_sr)
+        allowed = WIDE_ABOVE * float(self.target.detail[:4].mean())
         wide = set()
-        for i, site in enumerate(edges):
-            self.report("choosing bits of head and tail", i, len(edges))
-            site.quantizer = quantizers[site.name]
-            if float(_luma_error(network(lr), float_sr).sub(base_error).mean()) > WIDE_ABOVE * detail:
+        for done, (site, quantizer) in enumerate(quantizers.items()):
+            self.report("choosing bits of head and tail", done, len(quantizers))
+            site.quantizer = quantizer
+            if float((luma_error(network(lr), float_sr) - without).mean()) > allowed:
                 wide.add(site.name)
             site.quantizer = None
-        for site in edges:
-            site.quantizer = quantizers[site.name]
+        for site, quantizer in quantizers.items():
+            site.quantizer = quantizer
         return wide
 
-    # 3. Fine-tuning.
+    # Fine-tuning.
 
     def _fine_tune(self, network: Backbone) -> int:
+        """Train in place and return the number of steps done."""
         steps, until = self.settings.steps, math.inf
         if steps is None:
-            # Measuring takes a part of the time; the steps get what is left.
-            until = self.deadline - 0.35 * 60 * self.settings.minutes
+            reserved = (TILES_SHARE + SITES_SHARE + 3 * COMPARE_SHARE) * self.seconds
+            until = self.start + self.seconds - reserved
             per_step = self._seconds_per_step(network)
-            steps = int(max(0.0, until - time.monotonic()) / per_step)
-        if steps < 1:
+            steps = max(0, int((until - time.monotonic()) / per_step))
+        if steps == 0:
             return 0
-        recipe = Recipe(
-            steps, batch=BATCH, patch=PATCH, lr=1e-4, warmup=min(20, steps // 5 + 1), ema=0.98, bits="random",
-            seed=self.settings.seed,
-        )  # fmt: skip
+        warmup = min(20, steps // 5)
+        recipe = Recipe(steps, warmup=warmup, ema=0.98, seed=self.settings.seed, **_RECIPE)
         done = 0
 
         def stop() -> bool:
             nonlocal done
             self.report("fine-tuning", done, steps)
-            done += 1
-            return time.monotonic() > until
+            is_late = time.monotonic() > until
+            done += not is_late
+            return is_late
 
-        with tempfile.TemporaryDirectory() as folder:
-            data = CropArrays(self.crops, self.targets)
-            train(network, data, recipe, Path(folder), stop=stop, log=lambda text: None, save_every=steps + 1)
-        return min(done - 1, steps) if done <= steps else steps
+        self._train(network, recipe, stop)
+        return done
 
     def _seconds_per_step(self, network: Backbone) -> float:
-        """Time one step on a copy."""
-        trial = copy.deepcopy(network)
-        times = []
-        with tempfile.TemporaryDirectory() as folder:
-            recipe = Recipe(3, batch=BATCH, patch=PATCH, bits="random")
+        """Time a step, on a copy."""
+        times: list[float] = []
 
-            def stop() -> bool:
-                times.append(time.monotonic())
-                return False
+        def stop() -> bool:
+            times.append(time.monotonic())
+            return False
 
-            train(
-                trial,
-                CropArrays(self.crops, self.targets),
-                recipe,
-                Path(folder),
-                stop=stop,
-                log=lambda text: None,
-            )
+        self._train(copy.deepcopy(network), Recipe(3, **_RECIPE), stop)
         return min(b - a for a, b in pairwise(times))
 
-    # 4. Selectors.
+    def _train(self, network: Backbone, recipe: Recipe, stop: Any) -> None:
+        targets: Any = self.target.sr  # gray levels as HR crops have them, only not rounded
+        data = CropArrays(self.target.crops, targets)
+        with tempfile.TemporaryDirectory() as folder:
+            options: dict[str, Any] = {"log": lambda text: None, "save_every": recipe.steps + 1}
+            train(network, data, recipe, Path(folder), stop=stop, **options)
 
-    def _order(self, n: int) -> Iterator[int]:
-        order = np.random.default_rng(self.settings.seed).permutation(len(self.crops))
-        return iter(order[:n].tolist())
+    # Selectors.
 
-    def _affordable(self, share: float, crops_per_item: float, most: int) -> int:
-        """How many items fit into a share of the time; all of them where only the steps count."""
-        if self.settings.steps is not None:
-            return most
-        # Fake quantization about doubles the float network's time.
-        cost = 2 * max(self.seconds_per_crop, 1e-4) * crops_per_item
-        return int(min(most, max(4, share * 60 * self.settings.minutes / cost)))
-
-    def _tiles(self, square: NDArray[Any]) -> NDArray[np.float64]:
-        """Mean over every whole tile of a crop's picture of squares, (tiles,)."""
-        side = self.settings.tile * self.scale
-        rows = -(-square.shape[0] // side)
-        cuts = [slice(i * side, (i + 1) * side) for i in range(rows)]
-        return np.array([square[a, b].mean() for a in cuts for b in cuts])
-
-    @torch.no_grad()
-    def _run_tiles(
-        self, network: Backbone, index: int, force: Any
-    ) -> tuple[NDArray[np.float64], TileContext]:
-        """Squared luma errors per tile against the float network, and the context with its records."""
-        lr = to_tensor(self.crops[index : index + 1])
-        ctx = TileContext(lr, self.settings.tile, force_bits=force)
-        sr = network(lr, ctx).clamp(0, 1)[0].mul(255).permute(1, 2, 0).numpy()
-        return self._tiles(np.square(_luma(sr - self.targets[index].astype(np.float32)))), ctx
-
-    def _measure(self, network: Backbone) -> Sensitivity:
-        """Errors per tile for equal bits everywhere, and what each site contributes."""
-        bits = sorted(self.settings.bits)
-        body = sites_of(network, "body")
-        n = self._affordable(0.15, len(bits), len(self.crops))
-        spy = _Spy()
-        errors: dict[int, list[NDArray[np.float64]]] = {b: [] for b in bits}
-        groups, gradients = [], []
-        for done, i in enumerate(self._order(n)):
-            self.report("measuring what bits are worth", done, n)
-            for b in bits:
-                for site in body:
-                    site.observer = spy if b == bits[-1] else None
-                found, ctx = self._run_tiles(network, i, b)
-                errors[b].append(found)
-            gradients.append(ctx.gradient)
-            groups.append(np.full(len(found), self.detail[i]))
-        for site in body:
-            site.observer = None
-        joined = {b: torch.from_numpy(np.concatenate(e)).float() for b, e in errors.items()}
-        return Sensitivity(
-            errors=joined,
-            group_error=torch.from_numpy(np.concatenate(groups)).float(),
-            gradient=torch.cat(gradients),
-            deviations={name: torch.cat(parts) for name, parts in spy.found.items()},
-            site_gain=self._site_gains(network, joined),
-        )
-
-    @torch.no_grad()
-    def _site_gains(self, network: Backbone, errors: dict[int, Tensor]) -> dict[str, dict[int, float]]:
-        """Error of each site alone at the fewest bits; other bit-widths in the proportion of all sites together."""
-        bits = sorted(self.settings.bits)
-        body = sites_of(network, "body")
-        index = list(self._order(12))
-        lr = to_tensor(np.stack([self.crops[i, : PATCH + 16, : PATCH + 16] for i in index]))
-        detail = torch.from_numpy(self.detail[index]).float()
-        crops_per_site = lr.shape[0] * lr.shape[2] ** 2 / self.crops.shape[1] ** 2
-        n = self._affordable(0.12, crops_per_site, len(body))
-        most = {s.name: bits[-1] for s in body}
-        best = self._forced(network, lr, most)
-        lowest: dict[str, float] = {}
-        # Spread over the depth where not all can be afforded.
-        for done, k in enumerate(np.unique(np.linspace(0, len(body) - 1, n).round().astype(int)).tolist()):
-            self.report("measuring sites", done, n)
-            name = body[k].name
-            # Against the same network with all bits: no other error hides this one.
-            sr = self._forced(network, lr, {**most, name: bits[0]})
-            lowest[name] = max(float((_luma_error(sr, best) / detail).mean()), 1e-9)
-        usual = float(np.exp(np.mean(np.log(list(lowest.values())))))
-        total = {b: max(float((errors[b] - errors[bits[-1]]).mean()), 0.0) for b in bits}
-        share = {b: total[b] / total[bits[0]] if total[bits[0]] > 0 else 0.0 for b in bits[:-1]}
-        return {
-            s.name: {b: share[b] * lowest.get(s.name, usual) for b in bits[:-1]} | {bits[-1]: 0.0}
-            for s in body
-        }
-
-    @staticmethod
-    def _forced(network: Backbone, lr: Tensor, force: dict[str, int | Tensor] | dict[str, int]) -> Tensor:
-        from cadyq.quant.context import Context
-
-        ctx = Context.of(lr)
-        ctx.force_bits = dict(force)
-        return network(lr, ctx).clamp(0, 1)
-
-    # 5. The threshold.
-
-    @torch.no_grad()
-    def _reach(self, network: Backbone, seen: Sensitivity) -> dict[str, float]:
-        """Set the threshold from the measured tiles; then correct it by what the network really chooses."""
-        sites = [s for s in sites_of(network, "body") if s.selector is not None]
-        start = {s.name: s.selector.linear.bias.clone() for s in sites if s.selector is not None}
-
-        def apply(budget: float) -> float:
-            for site in sites:
-                assert site.selector is not None
-                site.selector.linear.bias.copy_(start[site.name])
-            set_budget(network, budget)
-            chosen = [
-                s.selector.bits[s.selector(seen.gradient, seen.deviations[s.name]).argmax(1)].float().mean()
-                for s in sites
-                if s.selector is not None
-            ]
-            return float(torch.stack(chosen).mean())
-
-        wanted = self.settings.target_fqr
-        found: dict[str, float] = {}
-        for _ in range(2):
-            low, high = -25.0, 25.0
-            for _ in range(40):
-                middle = (low + high) / 2
-                low, high = (middle, high) if apply(middle) > wanted else (low, middle)
-            found = self._compare(network, None)
-            wanted += self.settings.target_fqr - found["fqr"]
-            if abs(found["fqr"] - self.settings.target_fqr) < 0.05:
-                break
-        return found
-
-    def _compare(self, network: Backbone, force: Any) -> dict[str, float]:
-        """FQR, and PSNR to the float network's result (luma, not rounded), on some of the crops."""
-        n = self._affordable(0.03, 1, min(40, len(self.crops)))
-        bits, errors = [], []
-        for done, i in enumerate(self._order(n)):
-            self.report("comparing with the float network", done, n)
-            found, ctx = self._run_tiles(network, i, force)
-            errors.append(found.mean())
-            bits.append(float(torch.stack([r.bits for r in ctx.records if r.kind == "body"]).mean()))
-        psnr = float(10 * np.log10(255**2 / max(float(np.mean(errors)), 1e-9)))
-        return {"fqr": float(np.mean(bits)), "psnr_db": psnr}
+    def _site_gains(self, network: Backbone, errors: Any) -> dict[str, dict[int, float]]:
+        n_body = len(sites_of(network, "body"))
+        side = min(SITE_PATCH, self.target.crops.shape[1])
+        indices = self._some(1.0, 1, min(N_SITE_PATCHES, len(self.target.crops)))
+        # In crops per site.
+        cost = len(indices) * (side / self.target.crops.shape[1]) ** 2
+        per_site = 2 * cost * max(self.target.seconds_per_crop, 1e-6)
+        n_sites = int(min(n_body, max(4, SITES_SHARE * self.seconds / per_site)))
+        return site_gains(network, self.target, indices, side, n_sites, errors, self.report)
 
 
-def _luma(rgb: NDArray[Any]) -> NDArray[Any]:
-    """(..., 3) -> (...)."""
-    result: NDArray[Any] = rgb @ np.asarray(LUMA, rgb.dtype)
-    return result
-
-
-def _luma_error(a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared luma difference of each picture, (N,), in squared gray levels."""
-    weights = a.new_tensor(LUMA).view(1, 3, 1, 1)
-    return ((a - b) * weights).sum(1).mul(255).square().mean((1, 2))
+_RECIPE: dict[str, Any] = {"batch": BATCH, "patch": PATCH, "lr": 1e-4, "bits": "random"}

@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 
 from cadyq import __version__
-from cadyq.cli import audit, evaluate, info, upscale
+from cadyq.cli import audit, calibrate, evaluate, info, upscale
 from cadyq.cli.common import complain
 from cadyq.errors import CadyqError
 
 __all__ = ["main"]
 
-COMMANDS = (upscale, evaluate, audit, info)
+COMMANDS = (upscale, evaluate, audit, info, calibrate)
 _INTERRUPTED = 130
 
 
