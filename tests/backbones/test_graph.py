@@ -137,8 +137,13 @@ def test_what_is_nonneg_is_known():
 def test_features_on_a_stored_plane_lie_on_its_grid(name, monkeypatch):
     """What a site takes as stored is a multiple of its plane's step: the integer engine reads it as it is."""
     network = quantized(traced(name)[0])
+    steps = {
+        op["grid"]: float(network.streams[op["site"]].grid)
+        for op in flatten(network.ops)
+        if op["op"] == "stream"
+    }
     grids = {
-        f"layers.{path}.site": float(network.streams[op["site"]["grid"]].grid)
+        f"layers.{path}.site": steps[op["site"]["grid"]]
         for path, op in _units(network)
         if op["site"]["grid"] is not None
     }

@@ -38,4 +38,6 @@ def build_backbone(name: str, **config: Any) -> Backbone:
     try:
         return kind(**config)
     except (KeyError, TypeError, ValueError) as error:
-        raise ArgumentError("config", config, f"the arguments of {name}", str(error)) from error
+        raise ArgumentError(
+            "config", config if kind is not Graph else list(config), f"the arguments of {name}", str(error)
+        ) from error

@@ -53,7 +53,7 @@ def adopt(
 
 def _traced(module: nn.Module, pictures: Tensor, scale: int | None, value_range: str) -> Graph:
     arguments = _further_arguments(module, scale)
-    example, other = pictures[:1, :, :24, :24], pictures[:2, :, :32, :24]
+    example, other = pictures[:1, :, :24, :24], pictures[:2, :, :32, :16]
     if value_range == "auto":
         value_range = _detect_range(module, example, arguments)
     wrapped = InRange(module, value_range, arguments)
@@ -61,7 +61,7 @@ def _traced(module: nn.Module, pictures: Tensor, scale: int | None, value_range:
     difference = float((graph(other).clamp(0, 1) - wrapped(other).clamp(0, 1)).abs().max())
     if not difference <= TOLERANCE:
         raise UnsupportedError(
-            f"{type(module).__name__}, traced on 24x24 pixels, differs by {difference:.2g} on 32x24: its forward "
+            f"{type(module).__name__}, traced on 24x24 pixels, differs by {difference:.2g} on 32x16: its forward "
             "depends on the picture's size or pixels"
         )
     return graph

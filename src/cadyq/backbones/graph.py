@@ -16,13 +16,14 @@ slice      start, stop (channels)
 affine     scale, offset: lists of 1 or one per channel
 shuffle    factor (PixelShuffle)
 resize     factor, level, mode (nearest, bilinear, bicubic; corners not aligned)
-stream     site (name of the grid that the value is stored on), channels
+stream     grid (values of one name share its step), site, channels
 block      layer, ops, halo, residual: computed tile by tile; its input is the only value it sees
 tail       ops: layers at the output's size, computed in bands; its input is the only value they see
 =========  ========================================================================================================
 
-A site's ``grid`` names the stream grid that its feature lies on, if any. ``level`` is how many times wider than the
-LR picture a feature is. The first value is called ``x``: RGB in [0, 1]. The last operation's result is the network's.
+A site's ``grid`` names the grid of the stored planes that it reads, if it does. ``level`` is how many times wider than
+the LR picture a feature is. The first value is called ``x``: RGB in [0, 1]; the last
+operation's result is the network's.
 """
 
 from __future__ import annotations
@@ -107,6 +108,8 @@ class Graph(Backbone):
     def __init__(self, scale: int, ops: Sequence[Op]) -> None:
         super().__init__(scale, {"ops": list(ops)})
         self.ops = list(ops)
+        if not self.ops:
+            raise ValueError("a network without operations")
         self.radius = math.ceil(reach(self.ops)[self.ops[-1]["out"]])
         self.streams = nn.ModuleDict()
         self.layers = nn.Module()
@@ -117,14 +120,26 @@ class Graph(Backbone):
         return _execute(self.layers, self.ops, {INPUT: lr}, ctx, self.streams)
 
     def share_grids(self) -> None:
-        """Let sites that take 16 bits from a stored plane take that plane's own grid (after calibration)."""
-        for op in self.ops:
-            for inner in op["ops"] if op["op"] == "tail" else [op]:
-                site = inner.get("site")
-                if isinstance(site, dict) and site["bits"] > 8 and site["grid"] is not None:
-                    unit, stream = self.layers.get_submodule(inner["layer"]), self.streams[site["grid"]]
-                    assert isinstance(unit, Unit) and isinstance(stream, Site)
-                    unit.site.set_grid(float(stream.grid))
+        """Give all planes of one grid the largest step of them, and edges of 16 bits the step of the plane they read.
+
+        Calibration sets every stream for itself.
+        """
+        steps: dict[str, float] = {}
+        streams = [op for op in flatten(self.ops) if op["op"] == "stream"]
+        for op in streams:
+            steps[op["grid"]] = max(steps.get(op["grid"], 0.0), float(self._site(op["site"]).grid))
+        for op in streams:
+            self._site(op["site"]).set_grid(steps[op["grid"]])
+        for op in flatten([op for op in self.ops if op["op"] != "block"]):
+            if "layer" in op and "site" in op and op["site"]["bits"] > 8 and op["site"]["grid"] is not None:
+                unit = self.layers.get_submodule(op["layer"])
+                assert isinstance(unit, Unit)
+                unit.site.set_grid(steps[op["site"]["grid"]])
+
+    def _site(self, name: str) -> Site:
+        site = self.streams[name]
+        assert isinstance(site, Site)
+        return site
 
 
 def flatten(ops: Sequence[Op]) -> list[Op]:

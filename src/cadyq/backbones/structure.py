@@ -94,11 +94,11 @@ class _Facts:
     def is_head(self, step: Step) -> bool:
         return step.kind in _LAYERS and step.inputs[0] in self.pictures
 
-    def feeds_upsampling(self, step: Step) -> bool:
-        """Whether a layer's result goes, by way of activations, to nothing but upsampling steps."""
+    def feeds_shuffle(self, step: Step) -> bool:
+        """Whether a layer's result goes, by way of activations, to nothing but PixelShuffle."""
         users = self.users[step.out]
         return bool(users) and all(
-            u.kind in _UPSAMPLING or (u.kind in _UNARY and self.feeds_upsampling(u)) for u in users
+            u.kind == "shuffle" or (u.kind in _UNARY and self.feeds_shuffle(u)) for u in users
         )
 
     def is_body(self, step: Step) -> bool:
@@ -106,7 +106,7 @@ class _Facts:
             step.kind == "conv"
             and self.level[step.out] == 1
             and not self.is_head(step)
-            and not self.feeds_upsampling(step)
+            and not self.feeds_shuffle(step)
         )
 
 
@@ -416,8 +416,9 @@ class _Emitter:
 
     def _stream(self, value: str, out: str = "") -> Op:
         out = out or value
-        channels = self.facts.channels[value]
-        return {"op": "stream", "in": [value], "out": out, "site": self.grids[out], "channels": channels}
+        grid, channels = self.grids[out], self.facts.channels[value]
+        site = f"{grid}_{channels}"
+        return {"op": "stream", "in": [value], "out": out, "grid": grid, "site": site, "channels": channels}
 
     def _op(self, step: Step, rename: dict[str, str] | None = None, store: bool = True) -> list[Op]:
         rename = rename or {}
@@ -477,4 +478,4 @@ class _Emitter:
         step = self.facts.made.get(op["out"])
         if step is None or op["op"] in ("stream", "block") or step.out in self.facts.pictures:
             return False
-        return step.kind in _UPSAMPLING or (step.kind == "conv" and self.facts.feeds_upsampling(step))
+        return step.kind in _UPSAMPLING or (step.kind == "conv" and self.facts.feeds_shuffle(step))
