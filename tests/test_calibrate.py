@@ -16,7 +16,7 @@ from cadyq.io.images import Picture, write_image
 from cadyq.io.models import save_model
 from cadyq.io.modules import load_module
 from cadyq.quant.site import sites_of
-from cadyq.training.target import FloatTarget, site_gains
+from cadyq.training.float_target import FloatTarget, site_gains
 from cadyq.upscale import load
 
 CODE = """

@@ -4,8 +4,8 @@
 2. Clips, channel scales and grids are observed (`cadyq.quant.convert`).
 3. A short fine-tuning towards the target, bits at random per patch and site, so that one set of weights serves every
    choice (`cadyq.training.loop`).
-4. What fewer bits cost is measured per tile and per site (`cadyq.training.target`), and the selectors are fitted to it
-   (`cadyq.training.supervise`).
+4. What fewer bits cost is measured per tile and per site (`cadyq.training.float_target`), and the selectors are fitted
+   to it (`cadyq.training.supervise`).
 5. The threshold is set so that the pictures take the wanted mean bits.
 """
 
@@ -17,7 +17,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -39,9 +39,9 @@ from cadyq.io.images import read_image
 from cadyq.io.models import save_model
 from cadyq.quant import convert as conversion
 from cadyq.quant.site import sites_of
-from cadyq.training.loop import Recipe, native_convolutions, to_tensor, train
-from cadyq.training.supervise import fit_selectors
-from cadyq.training.target import FloatTarget, Report, luma_error, measure_tiles, reach_fqr, site_gains
+from cadyq.training.float_target import FloatTarget, Report, luma_error, measure_tiles, site_gains
+from cadyq.training.loop import Outcome, Recipe, native_convolutions, to_tensor, train
+from cadyq.training.supervise import fit_selectors, reach
 
 __all__ = ["Calibrated", "Settings", "calibrate", "cut_crops"]
 
@@ -207,7 +207,10 @@ class _Calibration:
         def actual(force: int | None = None) -> tuple[float, float]:
             return target.compare(network, some, tile, force, self.report)
 
-        reach_fqr(network, seen, self.settings.target_fqr, lambda: actual()[0])
+        wanted = self.settings.target_fqr
+        reach(network, seen, wanted)
+        # The selectors see features of a network in which all others chose, too: a little other than measured.
+        reach(network, seen, 2 * wanted - actual()[0])
         fqr, psnr_db = actual()
         record = {
             "kind": "calibrated against the float network",
@@ -215,7 +218,7 @@ class _Calibration:
             "crop": target.crops.shape[1],
             "steps": steps,
             "seed": self.settings.seed,
-            "target_fqr": self.settings.target_fqr,
+            "target_fqr": wanted,
             "fqr": round(fqr, 3),
             "psnr_to_float_db": round(psnr_db, 3),
             "psnr_to_float_db_most_bits": round(actual(max(self.settings.bits))[1], 3),
@@ -296,17 +299,7 @@ class _Calibration:
             return 0
         warmup = min(20, steps // 5)
         recipe = Recipe(steps, warmup=warmup, ema=0.98, seed=self.settings.seed, **_RECIPE)
-        done = 0
-
-        def stop() -> bool:
-            nonlocal done
-            self.report("fine-tuning", done, steps)
-            is_late = time.monotonic() > until
-            done += not is_late
-            return is_late
-
-        self._train(network, recipe, stop)
-        return done
+        return self._train(network, recipe, lambda: time.monotonic() > until).steps
 
     def _seconds_per_step(self, network: Backbone) -> float:
         """Time a step, on a copy."""
@@ -319,12 +312,16 @@ class _Calibration:
         self._train(copy.deepcopy(network), Recipe(3, **_RECIPE), stop)
         return min(b - a for a, b in pairwise(times))
 
-    def _train(self, network: Backbone, recipe: Recipe, stop: Any) -> None:
+    def _train(self, network: Backbone, recipe: Recipe, stop: Callable[[], bool]) -> Outcome:
         targets: Any = self.target.sr  # gray levels as HR crops have them, only not rounded
         data = CropArrays(self.target.crops, targets)
+
+        def progress(done: int, total: int) -> None:
+            self.report("fine-tuning", done, total)
+
         with tempfile.TemporaryDirectory() as folder:
             options: dict[str, Any] = {"log": lambda text: None, "save_every": recipe.steps + 1}
-            train(network, data, recipe, Path(folder), stop=stop, **options)
+            return train(network, data, recipe, Path(folder), stop=stop, progress=progress, **options)
 
     # Selectors.
 

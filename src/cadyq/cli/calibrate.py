@@ -13,7 +13,7 @@ from cadyq.errors import ArgumentError, MissingExtraError
 
 if TYPE_CHECKING:
     from cadyq.calibrate import Calibrated
-    from cadyq.training.target import Report
+    from cadyq.training.float_target import Report
 
 __all__ = ["add"]
 
