@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from cadyq import __version__
 from cadyq.cli import (
     audit,
+    calibrate,
     compare,
     download,
     evaluate,
@@ -40,6 +41,7 @@ COMMANDS = (
     audit,
     info,
     export,
+    calibrate,
     download,
     train,
     profile,
