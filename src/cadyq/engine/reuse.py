@@ -52,7 +52,7 @@ class ReusingRuntime(EngineRuntime):
     """Runs a plan on a sequence of pictures. Call `begin` before each.
 
     Args:
-        plan, macs: as for `EngineRuntime`.
+        plan: as for `EngineRuntime`.
         radius: receptive radius of the network in LR pixels.
 
     Attributes:
@@ -60,8 +60,8 @@ class ReusingRuntime(EngineRuntime):
         n_computed: how many of them were computed, halos included.
     """
 
-    def __init__(self, plan: Plan, macs: tuple[float, ...], radius: int) -> None:
-        super().__init__(plan, macs)
+    def __init__(self, plan: Plan, radius: int) -> None:
+        super().__init__(plan)
         self._radius = radius
         self._seen: list[_Seen] = []
         self._turn = 0
