@@ -91,9 +91,7 @@ def fit_lookup(
     candidates = sorted(seen.errors)
     row = np.searchsorted(limits, score, side="right")
     target = seen.target().double().numpy()
-    mean = np.array(
-        [target[row == k].mean() if (row == k).any() else 1.0 for k in range(len(limits) + 1)]
-    )
+    mean = np.array([target[row == k].mean() if (row == k).any() else 1.0 for k in range(len(limits) + 1)])
     weight = np.bincount(row, minlength=len(mean)) / len(row)
     mean = monotone(mean, weight)  # the successors' rules are: a busier tile never gets fewer bits
     gains = log_gains(seen, sites, candidates)

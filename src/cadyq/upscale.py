@@ -228,7 +228,7 @@ class Model:
     def __init__(self, loaded: LoadedModel | None, name: str = "", plan: LoadedPlan | None = None) -> None:
         self._loaded = loaded
         self.plan = plan
-        self.engine = EngineRuntime(plan.plan, plan.macs) if plan is not None else None
+        self.engine = EngineRuntime(plan.plan) if plan is not None else None
         if plan is not None and self.engine is not None:
             self.name = name
             self.sites: list[SiteCost] = self.engine.sites
@@ -577,7 +577,8 @@ class _Job:
         from cadyq.quant.infer import run_batch
 
         size = self.tile_size
-        cut = published_patches(*self.rgb.shape[:2], size, max(1, size - _PATCH_OVERLAP))
+        height, width = self.rgb.shape[:2]
+        cut = published_patches(height, width, size, max(1, size - _PATCH_OVERLAP))
         shape = (len(np.unique(cut.read[:, 0])), len(np.unique(cut.read[:, 2])))
         sizes = np.stack([cut.read[:, 1] - cut.read[:, 0], cut.read[:, 3] - cut.read[:, 2]], axis=1)
         result, bits, done = self._canvas(), self._no_bits(shape), 0

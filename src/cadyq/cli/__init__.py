@@ -16,13 +16,20 @@ from cadyq.cli import (
     download,
     evaluate,
     explain,
+<<<<<<< HEAD
+=======
+    export,
+>>>>>>> peers
     info,
     profile,
     reproduce,
     serve,
     train,
     upscale,
+<<<<<<< HEAD
     video,
+=======
+>>>>>>> peers
 )
 from cadyq.cli.common import complain
 from cadyq.errors import CadyqError
@@ -35,6 +42,7 @@ COMMANDS = (
     serve,
     evaluate,
     audit,
+    export,
     info,
     download,
     train,
