@@ -55,6 +55,21 @@ ALLOWED = {
     "video": ("", "errors", "io", "upscale", "engine.reuse", "video"),
     "service": ("", "errors", "functional", "io", "pictures", "upscale", "service"),
     "export": ("errors", "engine", "io", "upscale", "export"),
+    "report": (
+        "",
+        "errors",
+        "config",
+        "functional",
+        "quant",
+        "backbones",
+        "engine",
+        "lowering",
+        "io",
+        "data",
+        "upscale",
+        "evaluate",
+        "report",
+    ),
     "cli": (
         "",
         "errors",
@@ -70,6 +85,8 @@ ALLOWED = {
         "training",
         "lowering",
         "export",
+        "report",
+        "engine.synthetic",
         "service",
         "cli",
     ),
@@ -92,11 +109,19 @@ TORCH_FREE = (
     "pictures",
     "evaluate",
     "export",
+    "report",
     "service",
     "video",
     "cli",
 )
-ON_TORCH = ("functional.quantize", "functional.losses", "io.models", "io.importers", "data.loader")
+ON_TORCH = (
+    "functional.quantize",
+    "functional.losses",
+    "io.models",
+    "io.importers",
+    "data.loader",
+    "report.spy",
+)
 
 FILES = {".".join(p.relative_to(SOURCE).with_suffix("").parts): p for p in sorted(SOURCE.rglob("*.py"))}
 

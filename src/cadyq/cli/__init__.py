@@ -13,23 +13,19 @@ from collections.abc import Sequence
 from cadyq import __version__
 from cadyq.cli import (
     audit,
+    compare,
     download,
     evaluate,
     explain,
-<<<<<<< HEAD
-=======
     export,
->>>>>>> peers
     info,
     profile,
     reproduce,
     serve,
+    sweep,
     train,
     upscale,
-<<<<<<< HEAD
     video,
-=======
->>>>>>> peers
 )
 from cadyq.cli.common import complain
 from cadyq.errors import CadyqError
@@ -42,12 +38,14 @@ COMMANDS = (
     serve,
     evaluate,
     audit,
-    export,
     info,
+    export,
     download,
     train,
     profile,
     explain,
+    compare,
+    sweep,
     reproduce,
 )
 _INTERRUPTED = 130

@@ -164,7 +164,7 @@ def _on_engine(
                 convs.append(_cost(name, stage, _macs(conv, areas), 8, own, part, "block"))
         elif isinstance(step, Layer):
             stage = "tail" if stage != "head" else "head"
-            pixels = areas.sum() * plan.planes[step.src].level ** 2
+            pixels = areas.sum() * (plan.planes[step.dst].level / step.shuffle) ** 2
             width = step.conv.site.bits[-1] if step.conv.site is not None else 16
             convs.append(
                 _cost(
