@@ -88,6 +88,7 @@ ALLOWED = {
         "report",
         "engine.synthetic",
         "service",
+        "video",
         "cli",
     ),
     "__main__": ("cli",),
