@@ -91,6 +91,7 @@ ALLOWED = {
         "report",
         "engine.synthetic",
         "service",
+        "video",
         "cli",
     ),
     "__main__": ("cli",),
