@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
+from machine import cpu
 
 from cadyq.engine.run import Engine, available_isas
 from cadyq.engine.synthetic import Shape, random_picture, random_plan
@@ -29,19 +29,6 @@ SHAPES = {
         blocks=4, head=3, head_bits=8, distilled=True, collapsed=True, tail=5, bicubic="symmetric"
     ),
 }
-
-
-def cpu() -> str:
-    """Model and the flags that matter to the kernels."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return "unknown"
-    model = next(
-        (line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), "unknown"
-    )
-    flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
-    return f"{model}: {' '.join(f for f in flags if f.startswith(('avx', 'fma', 'amx')))}"
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from cadyq import cli
 from cadyq.cli import common
 from cadyq.io.checkpoints import load_checkpoint, save_checkpoint
 from cadyq.io.images import SUFFIXES, read_image
+from cadyq.io.journal import JOURNAL_NAME
 from cadyq.upscale import MODES
 
 
@@ -45,7 +46,8 @@ def run(capsys, model_files):
 
 
 def _files(folder):
-    return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*") if p.is_file())
+    files = (p for p in Path(folder).rglob("*") if p.is_file() and p.name != JOURNAL_NAME)
+    return sorted(str(p.relative_to(folder)) for p in files)
 
 
 def test_one_picture(run, photo, tmp_path, models):
@@ -330,7 +332,7 @@ def test_interruption_and_system_errors(run, photo, tmp_path, monkeypatch):
 
     monkeypatch.setattr("cadyq.upscale.Model.upscale", fail)
     code, _, err = run("upscale", photo, "-o", tmp_path / "out.png", "--model", "edsr")
-    assert code == 1
+    assert code == 3
     assert "somewhere" in err
     assert not (tmp_path / "out.png").exists()
 

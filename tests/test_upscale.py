@@ -6,15 +6,16 @@ import torch
 from networks import build_network, save_network, scene
 from PIL import Image
 
-from cadyq import upscale as module
+from cadyq import bands
 from cadyq.backbones import BACKBONES
 from cadyq.config import Quantization
 from cadyq.errors import ArgumentError, CheckpointError, ImageError
+from cadyq.functional.alpha import fill_transparent
 from cadyq.functional.exit import ExitRule
 from cadyq.functional.resize import imresize
 from cadyq.io.images import Picture, read_image
 from cadyq.quant.context import TileContext
-from cadyq.upscale import MODES, fill_transparent, load
+from cadyq.upscale import MODES, load
 
 # Leaves wherever the mean |dx| is below about 0.02.
 RULE = ExitRule((1.0, 0.0, 0.0, 0.0, 0.0, 0.0), 0.0, float(np.log(0.02)), fade=2)
@@ -64,8 +65,8 @@ def test_tiles_equal_image_wise_in_float64(backbone, tile):
 def test_blocks_and_bands_equal_the_whole(models, backbone, monkeypatch):
     image = scene(150, 170)
     whole = models[backbone].upscale(image, force_bits=6)
-    monkeypatch.setattr(module, "_BLOCK_WIDTH", 64)
-    monkeypatch.setattr(module, "_BLOCK_PIXELS", 64 * 32)
+    monkeypatch.setattr(bands, "_BLOCK_WIDTH", 64)
+    monkeypatch.setattr(bands, "_BLOCK_PIXELS", 64 * 32)
     monkeypatch.setattr("cadyq.quant.infer._BAND_PIXELS", 1000)
     steps = []
     cut = models[backbone].upscale(image, force_bits=6, progress=lambda *step: steps.append(step))
@@ -79,12 +80,12 @@ def test_blocks_and_bands_equal_the_whole(models, backbone, monkeypatch):
 
 
 def test_blocks_do_not_cut_what_fits():
-    assert len(module._blocks(540, 960, 48, 44)) == 1
-    boxes = module._blocks(3000, 4000, 48, 44)
-    for (y0, y1, x0, x1), keep in boxes:
-        assert (y1 - y0) * (x1 - x0) < 1_200_000
-        assert keep[0] % 48 == keep[2] % 48 == y0 % 48 == x0 % 48 == 0
-    assert sum((k[1] - k[0]) * (k[3] - k[2]) for _, k in boxes) == 3000 * 4000
+    assert [len(cuts) for cuts in bands.cut_into_blocks(540, 960, 48, 44)] == [1, 1]
+    down, across = bands.cut_into_blocks(3000, 4000, 48, 44)
+    for cuts, length in ((down, 3000), (across, 4000)):
+        assert all(cut.keep[0] % 48 == cut.read[0] % 48 == 0 for cut in cuts)
+        assert sum(cut.keep[1] - cut.keep[0] for cut in cuts) == length
+    assert max(d.read[1] - d.read[0] for d in down) * max(a.read[1] - a.read[0] for a in across) < 1_200_000
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -199,7 +200,7 @@ def test_exit_is_judged_alike_in_bands(exiting, monkeypatch):
     image = scene(100, 60)
     image[30:70] //= 16
     whole = exiting.upscale(image)
-    monkeypatch.setattr(module, "_BLOCK_PIXELS", 1)
+    monkeypatch.setattr(bands, "_BLOCK_PIXELS", 1)
     cut = exiting.upscale(image)
     assert 0 < whole.exited < 1
     assert cut.exited == whole.exited
@@ -208,11 +209,11 @@ def test_exit_is_judged_alike_in_bands(exiting, monkeypatch):
 def test_fade_weights():
     near = np.zeros((3, 3), bool)
     near[1, 0] = True
-    weights = module._fade_weights(near, (6, 8), 4)
+    weights = bands.fade_weights(near, (6, 8), 4)
     np.testing.assert_allclose(weights[3], [0.125, 0.375, 0.625, 0.875, 1, 1, 1, 1])
     near[:] = False
     near[2, 2] = True
-    weights = module._fade_weights(near, (6, 8), 4)
+    weights = bands.fade_weights(near, (6, 8), 4)
     assert weights[5, 7] == 0.125
     assert (weights[0] == 1).all()
     assert (weights[:, 0] == 1).all()
@@ -250,7 +251,7 @@ def test_fill_transparent_takes_the_surroundings():
     alpha[0, 0] = 3
     filled = fill_transparent(rgb, alpha)
     np.testing.assert_array_equal(filled, np.broadcast_to(np.uint8([200, 100, 50]), rgb.shape))
-    np.testing.assert_array_equal(fill_transparent(rgb, np.zeros_like(alpha)), rgb)
+    assert not fill_transparent(rgb, np.zeros_like(alpha)).any()
 
 
 def test_every_way_to_pass_a_picture(models, tmp_path):
@@ -327,10 +328,3 @@ def test_loading(model_files, raises_clearly, tmp_path):
     raises_clearly(CheckpointError, lambda: load(tmp_path / "empty.safetensors"), "empty")
     assert load(model_files["edsr"], scale=4).scale == 4
     assert "edsr" in repr(load(model_files["edsr"]))
-
-
-def test_the_default_model_is_content_aware(monkeypatch):
-    names = ["srresnet-x2", "srresnet_x4_8bit", "srresnet_x4_cadyq", "zzz-x4"]
-    monkeypatch.setattr("cadyq.upscale.shipped_models", lambda: names)
-    assert module.default_model() == "srresnet_x4_cadyq"
-    assert module.default_model(2) == "srresnet-x2"

@@ -8,10 +8,14 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Force", "Inferred", "SiteCost"]
+__all__ = ["Force", "Inferred", "Levels", "SiteCost"]
 
 Force: TypeAlias = "int | Mapping[str, int | NDArray[Any]] | None"
 """Bit-widths in place of the selectors' choices: one for all, or by site name one or one per cell."""
+
+
+Levels: TypeAlias = NDArray[Any]
+"""Pixels of 8 or of 16 bits per channel, uint8 or uint16."""
 
 
 class SiteCost(NamedTuple):
@@ -36,9 +40,9 @@ class Inferred(NamedTuple):
     """Result of one pass.
 
     Attributes:
-        pixels: ``(n, scale h, scale w, 3)``, uint8, or uint16 where the input was.
+        pixels: ``(n, scale h, scale w, 3)``, of the picture's type.
         bits: per counted site, one bit-width per picture or tile, uint8 ``(cells,)``.
     """
 
-    pixels: NDArray[Any]
+    pixels: Levels
     bits: dict[str, NDArray[np.uint8]]

@@ -8,42 +8,48 @@ module needs no torch.
 from __future__ import annotations
 
 import os
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cadyq.cells import Inferred, SiteCost
+from cadyq.bands import ArrayRows, Bands, RowSource, part_of
+from cadyq.cells import Force, Inferred, Levels, SiteCost
 from cadyq.config import to_mapping
 from cadyq.engine.runtime import MAX_TILE, EngineRuntime
 from cadyq.errors import ArgumentError, MissingExtraError
+from cadyq.functional.alpha import fill_transparent
 from cadyq.functional.cost import ZeroShare, bitops, fqr, zero_share
 from cadyq.functional.image import gray
-from cadyq.functional.resize import imresize
-from cadyq.functional.tiling import Grid, published_patches, strips
+from cadyq.functional.resize import imresize, imresize_rows
+from cadyq.functional.tiling import published_patches
 from cadyq.io.images import Picture, from_pil, read_image, write_image
 from cadyq.io.plans import LoadedPlan, load_plan
-from cadyq.io.shipped import model_path, plan_path, shipped_models
+from cadyq.io.shipped import default_model, model_path, plan_path, shipped_models
+from cadyq.io.stream import split_channels
 
 if TYPE_CHECKING:
     from cadyq.io.models import LoadedModel
 
 __all__ = [
     "MODES",
+    "Figures",
     "ImageLike",
     "Mode",
     "Model",
+    "Part",
+    "PictureRows",
     "Progress",
     "Result",
     "Runtime",
+    "StreamedResult",
     "default_model",
     "describe",
-    "fill_transparent",
     "load",
     "shipped_models",
 ]
@@ -55,29 +61,40 @@ independent overlapping patches, as published."""
 
 Runtime: TypeAlias = Literal["auto", "engine", "torch"]
 
-ImageLike: TypeAlias = "NDArray[np.uint8] | Image.Image | Picture | str | os.PathLike[str]"
+ImageLike: TypeAlias = "Levels | Image.Image | Picture | str | os.PathLike[str]"
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (parts done, parts in all)."""
-ForceBits: TypeAlias = "int | Mapping[str, int | NDArray[Any]] | None"
+OnPart: TypeAlias = "Callable[[Part], None]"
+"""Called with every `Part` as soon as it is computed."""
 
 DEFAULT_TILE = 48
-# A block of a large picture: wide enough that the halo costs little, small enough for 2 to 3 GB. Fixed
-# numbers, so that a result never depends on the memory of the machine.
-_BLOCK_WIDTH = 1536
-_BLOCK_PIXELS = 768 * 768
 _PATCHES_AT_ONCE = 4
+_PATCH, _PATCH_OVERLAP = 96, 6
 _LARGEST_TILE = 1024
 
 
+class Part(NamedTuple):
+    """A finished part of a picture, for those who watch; views, valid until the callback returns.
+
+    Attributes:
+        box: ``(y0, y1, x0, x1)`` in LR pixels; it begins and ends on the grid of tiles.
+        pixels: RGB, ``(scale h, scale w, 3)``, in the picture's type.
+        bits: per counted site, the bit-width of every tile of the box, uint8 ``(rows, cols)``.
+    """
+
+    box: tuple[int, int, int, int]
+    pixels: Levels
+    bits: dict[str, NDArray[np.uint8]]
+
+
 @dataclass(frozen=True, eq=False)
-class Result:
-    """An upscaled picture, and what it cost.
+class Figures:
+    """What upscaling a picture cost.
 
     A cell is a tile, a patch or the whole picture, according to the mode. FQR is the mean bit-width over the
     body's sites, then over cells; where it counts zeros, state ``zeros`` with it.
 
     Attributes:
-        pixels: uint8 ``(scale H, scale W, C)``: 1 channel for gray, 3 for RGB, one more with opacity.
         bits: per site of the body, the bit-width of every cell, uint8 ``(rows, cols)``; 32 is float, 0 is not
             computed.
         grid: ``(rows, cols)`` of cells.
@@ -91,10 +108,8 @@ class Result:
         bitops: BitOPs of the body: 2 MACs (weight bits / 32) (feature bits / 32), summed.
         seconds: wall time from the decoded picture to the result.
         runtime: ``engine`` or ``torch``.
-        source: the picture as it was read; its color profile is kept on saving.
     """
 
-    pixels: NDArray[np.uint8]
     bits: dict[str, NDArray[np.uint8]]
     grid: tuple[int, int]
     tile: int | None
@@ -107,18 +122,81 @@ class Result:
     bitops: float
     seconds: float
     runtime: Runtime
+
+
+@dataclass(frozen=True, eq=False)
+class Result(Figures):
+    """An upscaled picture, and what it cost (`Figures`).
+
+    Attributes:
+        pixels: uint8 ``(scale H, scale W, C)``, uint16 for a picture of 16 bits: 1 channel for gray, 3 for RGB,
+            one more with opacity.
+        source: the picture as it was read; its color profile and metadata are kept on saving.
+    """
+
+    pixels: Levels
     source: Picture = field(repr=False)
 
     def picture(self) -> Picture:
         """Return the result as `cadyq.io.images` writes it."""
-        channels = self.pixels.shape[2]
-        color = self.pixels[..., :1].repeat(3, axis=2) if channels < 3 else self.pixels[..., :3]
-        alpha = np.ascontiguousarray(self.pixels[..., -1]) if channels in (2, 4) else None
-        return Picture(np.ascontiguousarray(color), alpha, channels < 3, self.source.icc)
+        color, alpha = split_channels(self.pixels)
+        is_gray = self.pixels.shape[2] < 3
+        return Picture(color, alpha, is_gray, self.source.icc, metadata=self.source.metadata)
 
     def save(self, path: str | os.PathLike[str], quality: int | None = None) -> None:
         """Write the picture in the format that the suffix names; see `write_image`."""
         write_image(path, self.picture(), quality)
+
+
+class PictureRows(RowSource, Protocol):
+    """A picture read row by row: RGB rows whose hidden colors are filled, and opacity beside them.
+
+    Attributes:
+        is_gray: whether the three channels are equal, and one is wanted in the result.
+        has_alpha: whether there is opacity.
+    """
+
+    is_gray: bool
+    has_alpha: bool
+
+    def alpha(self, top: int, bottom: int) -> Levels:
+        """Opacity of rows that `RowSource.forget` has not passed, ``(rows, width)``."""
+
+
+class StreamedResult:
+    """An upscaled picture that is computed while its rows are asked for; `Model.upscale_rows` makes it.
+
+    Attributes:
+        shape: height, width and channels of the result.
+        dtype: uint8 or uint16, that of the picture.
+    """
+
+    def __init__(self, source: PictureRows, bands: Bands, scale: int, figures: Callable[[_Cells], Figures]):
+        height, width = source.shape
+        self.shape = (height * scale, width * scale, (1 if source.is_gray else 3) + source.has_alpha)
+        self.dtype = source.dtype
+        self._source, self._bands, self._scale, self._figures = source, bands, scale, figures
+
+    def rows(self) -> Iterator[Levels]:
+        """Compute the picture from top to bottom, ``(rows, width, channels)`` at a time; once."""
+        height, width, _ = self.shape
+        lr_height, top = self._source.shape[0], 0
+        for band in self._bands:
+            alpha = None
+            if self._source.has_alpha:
+                # Bicubic reads two rows on either side.
+                first = max(0, top // self._scale - 4)
+                last = min(lr_height, (top + len(band)) // self._scale + 4)
+                part = self._source.alpha(first, last)
+                alpha = imresize_rows(part, first, lr_height, (height, width), (top, top + len(band)))
+            yield _joined(band, self._source.is_gray, alpha)
+            top += len(band)
+
+    def figures(self) -> Figures:
+        """What it cost, when all rows were computed."""
+        bands = self._bands
+        areas = bands.grid.areas.reshape(bands.exits.shape)
+        return self._figures(_Cells(np.empty((0, 0, 3), self.dtype), bands.bits, areas, bands.exits))
 
 
 class Model:
@@ -192,25 +270,29 @@ class Model:
         tile: int | None = None,
         budget: float = 0.0,
         threads: int | None = None,
-        force_bits: ForceBits = None,
+        force_bits: Force = None,
         progress: Progress | None = None,
+        on_part: OnPart | None = None,
         runtime: Runtime = "auto",
     ) -> Result:
         """Upscale a picture.
 
         Args:
-            image: a path, a Pillow image, a `Picture`, or uint8 ``(H, W)`` or ``(H, W, C)`` with 1 to 4
-                channels (gray, gray and opacity, RGB, RGBA). Gray stays gray. Opacity is upscaled by bicubic;
+            image: a path, a Pillow image, a `Picture`, or uint8 or uint16 ``(H, W)`` or ``(H, W, C)`` with 1 to
+                4 channels (gray, gray and opacity, RGB, RGBA). A picture of 16 bits stays one (a file of
+                color needs the extra ``photo`` for that). Gray stays gray. Opacity is upscaled by bicubic;
                 colors below fully transparent pixels are replaced by their surroundings', so that they cannot
                 bleed.
             mode: one of `MODES`. Only ``tiles`` lets cells leave the network (exit) and cuts large pictures.
-            tile: side of a tile in LR pixels, 8 to 1024; None is the model's own.
+            tile: side of a tile in LR pixels, 8 to 1024; None is the model's own. With ``patches`` the side of a
+                patch, None is 96.
             budget: more (positive) or fewer (negative) bits than the model would choose. It is added to the
                 selectors' scores per bit, and subtracted from the exit threshold (a log error).
             threads: CPU threads, None for torch's own choice.
             force_bits: bit-widths in place of the selectors' choices: one for all sites, or by site name one
                 or an array ``(rows, cols)``. It does not bring back cells that exit.
-            progress: called after each part with (done, total).
+            progress: called after each part with (done, total). What it raises ends the work and passes through.
+            on_part: called with every part as it is computed (mode ``tiles`` only).
             runtime: ``engine`` (integers), ``torch`` (the same network simulated in float), or ``auto``.
 
         Raises:
@@ -224,10 +306,9 @@ class Model:
         if picture.alpha is not None:
             rgb = fill_transparent(rgb, picture.alpha)
         chosen = self.runtime(mode, tile, runtime)
-        job = _Job(
-            self, rgb, tile, budget, force_bits, progress or (lambda done, total: None), chosen, threads
-        )
-        if chosen == "engine":
+        tell = progress or (lambda done, total: None)
+        job = _Job(self, rgb, tile, budget, force_bits, tell, on_part, chosen, threads)
+        if mode == "tiles":
             cells = job.tiles()
         else:
             _torch_side()
@@ -235,14 +316,79 @@ class Model:
 
             with infer.threads(threads):
                 cells = getattr(job, mode)()
-        return self._result(picture, mode, tile, cells, start, chosen)
+        alpha = None
+        if picture.alpha is not None:
+            alpha = imresize(picture.alpha, (cells.pixels.shape[0], cells.pixels.shape[1]))
+        pixels = _joined(cells.pixels, picture.is_gray, alpha)
+        figures = self._figures(cells, mode, tile, start, chosen)
+        return Result(**vars(figures), pixels=pixels, source=picture)
+
+    def upscale_rows(
+        self,
+        source: PictureRows,
+        *,
+        tile: int | None = None,
+        budget: float = 0.0,
+        threads: int | None = None,
+        progress: Progress | None = None,
+        runtime: Runtime = "auto",
+    ) -> StreamedResult:
+        """Upscale a picture that does not fit into memory: rows in, rows out, as `upscale` in mode ``tiles``.
+
+        Arguments and errors are those of `upscale`; the pixels are equal to its result's.
+        """
+        tile = self._checked("tiles", tile, budget, threads, None)
+        chosen = self.runtime("tiles", tile, runtime)
+        start = time.perf_counter()
+        bands = self.bands(source, tile, budget, None, progress, chosen, threads)
+        figures = partial(self._figures, mode="tiles", tile=tile, start=start, runtime=chosen)
+        return StreamedResult(source, bands, self.scale, figures)
+
+    def bands(
+        self,
+        source: RowSource,
+        tile: int,
+        budget: float,
+        force_bits: Force,
+        progress: Progress | None,
+        runtime: Runtime,
+        threads: int | None,
+    ) -> Bands:
+        """The bands of a picture, see `cadyq.bands`; arguments as of `upscale`, checked by the caller."""
+        height, width = source.shape
+        force = _flat(force_bits, (-(-height // tile), -(-width // tile)))
+        engine = self.engine
+
+        def run(rgb: Levels, active: NDArray[np.bool_], force: Force) -> Inferred:
+            if runtime == "engine" and engine is not None:
+                return engine.run_tiles(rgb, tile, active=active, force=force, budget=budget, threads=threads)
+            _torch_side()
+            from cadyq.quant import infer
+
+            with infer.threads(threads):
+                network = self.loaded.network
+                return infer.run_tiles(network, rgb, tile, active=active, force=force, budget=budget)
+
+        return Bands(
+            source,
+            self.sites,
+            run,
+            scale=self.scale,
+            tile=tile,
+            radius=self.radius,
+            rule=self.exit_rule,
+            budget=budget,
+            force=force,
+            progress=progress or (lambda done, total: None),
+        )
 
     def _checked(
-        self, mode: str, tile: int | None, budget: float, threads: int | None, force_bits: ForceBits
+        self, mode: str, tile: int | None, budget: float, threads: int | None, force_bits: Force
     ) -> int:
         if mode not in MODES:
             raise ArgumentError("mode", mode, f"one of {', '.join(MODES)}")
-        tile = self.tile if tile is None else tile
+        if tile is None:
+            tile = _PATCH if mode == "patches" else self.tile
         if not isinstance(tile, int) or not 8 <= tile <= _LARGEST_TILE:
             raise ArgumentError("tile", tile, f"8 to {_LARGEST_TILE} LR pixels")
         if not np.isfinite(budget):
@@ -260,16 +406,7 @@ class Model:
                 _check_bits(force_bits, site.candidates)
         return tile
 
-    def _result(
-        self, picture: Picture, mode: Mode, tile: int, cells: _Cells, start: float, runtime: Runtime
-    ) -> Result:
-        layers = [cells.pixels]
-        if picture.is_gray:
-            light = np.floor(gray(cells.pixels.astype(np.float32)) + 0.5).clip(0, 255)
-            layers = [light.astype(np.uint8)[..., None]]
-        if picture.alpha is not None:
-            size = (cells.pixels.shape[0], cells.pixels.shape[1])
-            layers.append(imresize(picture.alpha, size)[..., None])
+    def _figures(self, cells: _Cells, mode: Mode, tile: int, start: float, runtime: Runtime) -> Figures:
         flat = {name: grid.reshape(-1) for name, grid in cells.bits.items()}
         body = [site.name for site in self.sites if site.kind == "body"]
         table = np.stack([flat[name] for name in body], axis=1)
@@ -278,8 +415,7 @@ class Model:
         total = sum(
             bitops(site.macs_per_pixel * areas, site.weight_bits, flat[site.name]) for site in self.sites
         )
-        return Result(
-            pixels=np.concatenate(layers, axis=2),
+        return Figures(
             bits={name: cells.bits[name] for name in body},
             grid=(cells.areas.shape[0], cells.areas.shape[1]),
             tile=tile if mode == "tiles" else None,
@@ -292,23 +428,18 @@ class Model:
             bitops=float(total),
             seconds=time.perf_counter() - start,
             runtime=runtime,
-            source=picture,
         )
 
 
-def default_model(scale: int = 4) -> str:
-    """Return the name of the shipped model for a scale; a content-aware one is preferred.
-
-    Raises:
-        ArgumentError: none is shipped for this scale.
-    """
-    fitting = [name for name in shipped_models() if f"x{scale}" in re.split("[-_.]", name)]
-    if not fitting:
-        shipped = ", ".join(shipped_models()) or "none"
-        raise ArgumentError(
-            "scale", scale, f"the scale of a shipped model ({shipped})", "or pass a model file"
-        )
-    return str(min(fitting, key=lambda name: ("cadyq" not in name, name)))
+def _joined(rgb: Levels, is_gray: bool, alpha: Levels | None) -> Levels:
+    """The channels of a result: gray or RGB, and opacity ``(H, W)`` if there is any."""
+    layers = [rgb]
+    if is_gray:
+        light = np.floor(gray(rgb.astype(np.float32)) + 0.5).clip(0, np.iinfo(rgb.dtype).max)
+        layers = [light.astype(rgb.dtype)[..., None]]
+    if alpha is not None:
+        layers.append(alpha[..., None])
+    return np.concatenate(layers, axis=2) if len(layers) > 1 else layers[0]
 
 
 def describe(model: str | os.PathLike[str]) -> dict[str, Any]:
@@ -392,7 +523,7 @@ def _torch_side() -> Any:
 class _Cells(NamedTuple):
     """What a mode hands back: the RGB result, and bits, areas and exits per cell, all ``(rows, cols)``."""
 
-    pixels: NDArray[np.uint8]
+    pixels: Levels
     bits: dict[str, NDArray[np.uint8]]
     areas: NDArray[np.int64]
     exits: NDArray[np.bool_]
@@ -401,11 +532,12 @@ class _Cells(NamedTuple):
 @dataclass
 class _Job:
     model: Model
-    rgb: NDArray[np.uint8]
+    rgb: Levels
     tile_size: int
     budget: float
-    force_bits: ForceBits
+    force_bits: Force
     progress: Progress
+    on_part: OnPart | None
     runtime: Runtime
     threads: int | None
 
@@ -413,17 +545,21 @@ class _Job:
         """One decision for the whole picture."""
         from cadyq.quant.infer import run_batch
 
-        found = run_batch(self._network, self.rgb[None], force=self._force((1, 1)), budget=self.budget)
+        found = run_batch(
+            self._network, self.rgb[None], force=_flat(self.force_bits, (1, 1)), budget=self.budget
+        )
         self.progress(1, 1)
         areas = np.array([[self.rgb.shape[0] * self.rgb.shape[1]]], np.int64)
         bits = {name: value.reshape(1, 1) for name, value in found.bits.items()}
         return _Cells(found.pixels[0], bits, areas, np.zeros((1, 1), bool))
 
     def patches(self) -> _Cells:
-        """Independent patches of 96 with step 90, equal sizes batched (released reference)."""
+        """Independent patches that overlap by 6 pixels, equal sizes batched (released reference)."""
         from cadyq.quant.infer import run_batch
 
-        cut = published_patches(*self.rgb.shape[:2])
+        size = self.tile_size
+        height, width = self.rgb.shape[:2]
+        cut = published_patches(height, width, size, max(1, size - _PATCH_OVERLAP))
         shape = (len(np.unique(cut.read[:, 0])), len(np.unique(cut.read[:, 2])))
         sizes = np.stack([cut.read[:, 1] - cut.read[:, 0], cut.read[:, 3] - cut.read[:, 2]], axis=1)
         result, bits, done = self._canvas(), self._no_bits(shape), 0
@@ -431,7 +567,7 @@ class _Job:
             equal = np.flatnonzero((sizes == size).all(axis=1))
             for part in np.split(equal, range(_PATCHES_AT_ONCE, len(equal), _PATCHES_AT_ONCE)):
                 batch = np.stack([self.rgb[y0:y1, x0:x1] for y0, y1, x0, x1 in cut.read[part]])
-                force = _part_of(self._force(shape), part)
+                force = part_of(_flat(self.force_bits, shape), part)
                 found = run_batch(self._network, batch, force=force, budget=self.budget)
                 for pixels, read, paste in zip(found.pixels, cut.read[part], cut.paste[part], strict=True):
                     self._paste(result, pixels, (read[0], read[2]), tuple(paste))
@@ -444,107 +580,45 @@ class _Job:
 
     def tiles(self) -> _Cells:
         """One plane, decisions per tile; a large picture in blocks that see their whole receptive field."""
-        height, width = self.rgb.shape[:2]
-        grid = Grid(height, width, self.tile_size)
-        shape = (grid.rows, grid.cols)
-        exits = self._exits(shape)
-        result, bits = self._canvas(), self._no_bits(shape)
-        blocks = _blocks(height, width, self.tile_size, self.model.radius)
-        for done, (read, keep) in enumerate(blocks, start=1):
-            if not exits[self._cells(keep)].all():
-                self._block(read, keep, exits, result, bits)
-            self.progress(done, len(blocks))
-        if exits.any():
-            self._fill_exits(result, exits)
-        return _Cells(result, bits, grid.areas.reshape(shape), exits)
-
-    def _block(
-        self,
-        read: tuple[int, int, int, int],
-        keep: tuple[int, int, int, int],
-        exits: NDArray[np.bool_],
-        result: NDArray[np.uint8],
-        bits: dict[str, NDArray[np.uint8]],
-    ) -> None:
-        y0, y1, x0, x1 = read
-        outer, inner = self._cells(read), self._cells(keep)
-        index = np.arange(exits.size).reshape(exits.shape)[outer]
-        found = self._run(
-            self.rgb[y0:y1, x0:x1],
-            active=~exits[outer].reshape(-1),
-            force=_part_of(self._force(exits.shape), index.reshape(-1)),
+        bands = self.model.bands(
+            ArrayRows(self.rgb),
+            self.tile_size,
+            self.budget,
+            self.force_bits,
+            self.progress,
+            self.runtime,
+            self.threads,
         )
-        self._paste(result, found.pixels[0], (y0, x0), keep)
-        ys, xs = (slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
-        for name, value in found.bits.items():
-            bits[name][inner] = value.reshape(index.shape)[ys, xs]
+        result, top = self._canvas(), 0
+        for band in bands:
+            result[top : top + len(band)] = band
+            self._tell(top, band, bands.bits)
+            top += len(band)
+        return _Cells(result, bands.bits, bands.grid.areas.reshape(bands.exits.shape), bands.exits)
 
-    def _run(self, rgb: NDArray[np.uint8], active: NDArray[np.bool_], force: ForceBits) -> Inferred:
-        """One block of tiles on the chosen runtime."""
-        engine = self.model.engine
-        if self.runtime == "engine" and engine is not None:
-            return engine.run_tiles(
-                rgb,
-                self.tile_size,
-                active=active,
-                force=force,
-                budget=self.budget,
-                threads=self.threads,
-            )
-        from cadyq.quant.infer import run_tiles
-
-        return run_tiles(self._network, rgb, self.tile_size, active=active, force=force, budget=self.budget)
-
-    def _exits(self, shape: tuple[int, int]) -> NDArray[np.bool_]:
-        """Which tiles leave before the body, ``(rows, cols)``; judged in bands to save memory."""
-        rule, tile = self.model.exit_rule, self.tile_size
-        result = np.zeros(shape, bool)
-        if rule is None:
-            return result
-        height, width = self.rgb.shape[:2]
-        for read, keep in strips(height, tile, max(1, _BLOCK_PIXELS // (width * tile)), 1):
-            light = self.rgb[read[0] : read[1]].astype(np.float32) / 255
-            first = (keep[0] - read[0]) // tile
-            rows = slice(keep[0] // tile, -(-keep[1] // tile))
-            result[rows] = rule.exits(light, tile, -self.budget)[first : first + rows.stop - rows.start]
-        return result
-
-    def _fill_exits(self, result: NDArray[np.uint8], exits: NDArray[np.bool_]) -> None:
-        """Bicubic where cells left, with a cross-fade inside the computed cells that touch them."""
-        plain = imresize(self.rgb, result.shape[:2])
-        rule = self.model.exit_rule
-        assert rule is not None
-        fade, side = rule.fade * self.model.scale, self.tile_size * self.model.scale
-        around = np.pad(exits, 1)
-        for row, col in np.ndindex(*exits.shape):
-            box = (slice(row * side, (row + 1) * side), slice(col * side, (col + 1) * side))
-            if exits[row, col]:
-                result[box] = plain[box]
-            elif fade and (near := around[row : row + 3, col : col + 3]).any():
-                weight = _fade_weights(near, result[box].shape[:2], fade)[..., None]
-                mixed = plain[box] + weight * (result[box].astype(np.float32) - plain[box])
-                result[box] = np.floor(mixed + 0.5).clip(0, 255)
+    def _tell(self, top: int, band: Levels, bits: dict[str, NDArray[np.uint8]]) -> None:
+        """Show a band that begins at a row of the result."""
+        if self.on_part is not None:
+            y0, y1 = top // self.model.scale, (top + len(band)) // self.model.scale
+            rows = slice(y0 // self.tile_size, -(-y1 // self.tile_size))
+            found = {name: grid[rows] for name, grid in bits.items()}
+            self.on_part(Part((y0, y1, 0, self.rgb.shape[1]), band, found))
 
     @property
     def _network(self) -> Any:
         return self.model.loaded.network
 
-    def _cells(self, box: tuple[int, int, int, int]) -> tuple[slice, slice]:
-        y0, y1, x0, x1 = box
-        t = self.tile_size
-        return slice(y0 // t, -(-y1 // t)), slice(x0 // t, -(-x1 // t))
-
-    def _canvas(self) -> NDArray[np.uint8]:
+    def _canvas(self) -> Levels:
         s = self.model.scale
-        return np.empty((self.rgb.shape[0] * s, self.rgb.shape[1] * s, 3), np.uint8)
+        return np.empty((self.rgb.shape[0] * s, self.rgb.shape[1] * s, 3), self.rgb.dtype)
 
     def _no_bits(self, shape: tuple[int, int]) -> dict[str, NDArray[np.uint8]]:
         return {site.name: np.zeros(shape, np.uint8) for site in self.model.sites}
 
     def _paste(
         self,
-        result: NDArray[np.uint8],
-        pixels: NDArray[np.uint8],
+        result: Levels,
+        pixels: Levels,
         origin: tuple[int, int],
         box: tuple[int, ...],
     ) -> None:
@@ -553,85 +627,17 @@ class _Job:
         part = pixels[(y0 - y) * s : (y1 - y) * s, (x0 - x) * s : (x1 - x) * s]
         result[y0 * s : y1 * s, x0 * s : x1 * s] = part
 
-    def _force(self, shape: tuple[int, ...]) -> ForceBits:
-        if not isinstance(self.force_bits, Mapping):
-            return self.force_bits
-        forced: dict[str, int | NDArray[Any]] = {}
-        for name, value in self.force_bits.items():
-            if isinstance(value, np.ndarray) and value.shape != shape:
-                raise ArgumentError(f"force_bits[{name!r}].shape", value.shape, f"the grid of cells, {shape}")
-            forced[name] = value.reshape(-1) if isinstance(value, np.ndarray) else value
-        return forced
 
-
-def _part_of(force: ForceBits, index: NDArray[Any]) -> ForceBits:
+def _flat(force: Force, shape: tuple[int, ...]) -> Force:
+    """Forced bits with arrays ``(cells,)``. Raises `ArgumentError` where one does not fit the grid of cells."""
     if not isinstance(force, Mapping):
         return force
-    return {name: v[index] if isinstance(v, np.ndarray) else v for name, v in force.items()}
-
-
-def _blocks(
-    height: int, width: int, tile: int, halo: int
-) -> list[tuple[tuple[int, int, int, int], tuple[int, int, int, int]]]:
-    """Cut a picture into (read, keep) boxes on the tile grid, of a size that depends on its width alone."""
-    n_cols = -(-width // tile)
-    n_across = -(-width // _BLOCK_WIDTH)
-    across = strips(width, tile, -(-n_cols // n_across), halo)
-    rows = max(1, _BLOCK_PIXELS // (min(width, _BLOCK_WIDTH) * tile))
-    return [
-        ((*down.read, *side.read), (*down.keep, *side.keep))
-        for down in strips(height, tile, rows, halo)
-        for side in across
-    ]
-
-
-def _fade_weights(near: NDArray[np.bool_], shape: tuple[int, ...], fade: int) -> NDArray[np.float32]:
-    """Weight of the network in a computed cell: 0 at exited neighbors (3, 3), 1 from ``fade`` pixels on."""
-    ramps = []
-    for length in shape:
-        up = np.minimum((np.arange(length, dtype=np.float32) + 0.5) / fade, 1)
-        ramps.append((up, np.ones_like(up), up[::-1]))
-    result = np.ones(shape, np.float32)
-    for i, j in np.argwhere(near):
-        down, side = ramps[0][i][:, None], ramps[1][j][None]
-        # Distance to a neighbor at a corner is the larger of the two; to one at a side only that side counts.
-        ramp = np.maximum(down, side) if i != 1 and j != 1 else (down if i != 1 else side)
-        result = np.minimum(result, ramp)
-    return result
-
-
-def fill_transparent(rgb: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Replace the colors of fully transparent pixels by the opacity-weighted mean of their surroundings.
-
-    Colors below opacity 0 mean nothing, but a network would let them bleed into visible pixels (fringes).
-    They are filled from ever coarser means of premultiplied colors; visible colors stay as they are.
-
-    Args:
-        rgb: uint8 ``(H, W, 3)``, not premultiplied.
-        alpha: uint8 ``(H, W)``.
-    """
-    hidden = alpha == 0
-    if not hidden.any() or hidden.all():
-        return rgb
-    weight = alpha.astype(np.float32)[..., None]
-    levels = [(rgb * weight, weight)]
-    while (levels[-1][1] == 0).any():
-        levels.append((_halved(levels[-1][0]), _halved(levels[-1][1])))
-    color = levels[-1][0] / levels[-1][1]
-    for total, amount in levels[-2::-1]:
-        coarse = color.repeat(2, axis=0).repeat(2, axis=1)[: total.shape[0], : total.shape[1]]
-        color = np.where(amount > 0, total / np.maximum(amount, 1e-6), coarse)
-    filled = np.floor(color + 0.5).clip(0, 255).astype(np.uint8)
-    return np.where(hidden[..., None], filled, rgb)
-
-
-def _halved(plane: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Sum 2x2 pixels; a missing last row or column counts as zero."""
-    height, width = (-(-n // 2) * 2 for n in plane.shape[:2])
-    padded = np.pad(plane, ((0, height - plane.shape[0]), (0, width - plane.shape[1]), (0, 0)))
-    summed = padded.reshape(height // 2, 2, width // 2, 2, -1).sum(axis=(1, 3))
-    # Scaled, so that deep pyramids stay within range; only the ratio of color and opacity matters.
-    return np.asarray(summed / 4, np.float32)
+    forced: dict[str, int | NDArray[Any]] = {}
+    for name, value in force.items():
+        if isinstance(value, np.ndarray) and value.shape != shape:
+            raise ArgumentError(f"force_bits[{name!r}].shape", value.shape, f"the grid of cells, {shape}")
+        forced[name] = value.reshape(-1) if isinstance(value, np.ndarray) else value
+    return forced
 
 
 def _as_picture(image: ImageLike) -> Picture:
@@ -640,21 +646,22 @@ def _as_picture(image: ImageLike) -> Picture:
     if isinstance(image, Image.Image):
         return from_pil(image)
     if isinstance(image, str | os.PathLike):
-        return read_image(image)
+        return read_image(image, deep=True)
     if not isinstance(image, np.ndarray):
         raise ArgumentError(
-            "image", type(image).__name__, "a path, a Picture, a Pillow image or a uint8 array"
+            "image", type(image).__name__, "a path, a Picture, a Pillow image or a uint8 or uint16 array"
         )
     pixels = image[..., None] if image.ndim == 2 else image
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[2] > 4:
+    known = pixels.dtype in (np.uint8, np.uint16)
+    if not known or pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[2] > 4:
         found = f"{image.dtype}{list(image.shape)}"
         raise ArgumentError(
-            "image", found, "a non-empty uint8 (H, W) or (H, W, 1 to 4)", "convert it to 0..255"
+            "image",
+            found,
+            "a non-empty uint8 or uint16 (H, W) or (H, W, 1 to 4)",
+            "convert it to 0..255 or 0..65535",
         )
-    channels = pixels.shape[2]
-    color = pixels[..., :1].repeat(3, axis=2) if channels < 3 else pixels[..., :3]
-    alpha = np.ascontiguousarray(pixels[..., -1]) if channels in (2, 4) else None
-    return Picture(np.ascontiguousarray(color), alpha, channels < 3)
+    return Picture(*split_channels(pixels), pixels.shape[2] < 3)
 
 
 def _check_bits(value: int | NDArray[Any], candidates: tuple[int, ...]) -> None:

@@ -14,7 +14,7 @@ from cadyq.functional.image import (
     laplacian,
     luma,
     sobel,
-    to_uint8,
+    to_levels,
 )
 
 RNG = np.random.default_rng(0)
@@ -27,14 +27,14 @@ def test_luma_is_bt601():
     np.testing.assert_allclose(ends, [[16, 235]])
 
 
-def test_to_uint8_rounds_half_up_and_clips():
+def test_to_levels_rounds_half_up_and_clips():
     values = np.array([-1, 0.4999 / 255, 0.5 / 255, 2.5 / 255, 1.0, 7.0, np.nan, np.inf, -np.inf])
-    assert to_uint8(values).tolist() == [0, 0, 1, 3, 255, 255, 0, 255, 0]
+    assert to_levels(values).tolist() == [0, 0, 1, 3, 255, 255, 0, 255, 0]
 
 
 def test_every_level_survives_the_round_trip():
     levels = np.arange(256, dtype=np.uint8)
-    np.testing.assert_array_equal(to_uint8(levels / np.float32(255)), levels)
+    np.testing.assert_array_equal(to_levels(levels / np.float32(255)), levels)
 
 
 def test_derivatives_equal_an_independent_library():

@@ -11,13 +11,24 @@ import sys
 from collections.abc import Sequence
 
 from cadyq import __version__
-from cadyq.cli import audit, evaluate, info, upscale
+from cadyq.cli import audit, download, evaluate, explain, info, profile, reproduce, serve, train, upscale
 from cadyq.cli.common import complain
 from cadyq.errors import CadyqError
 
 __all__ = ["main"]
 
-COMMANDS = (upscale, evaluate, audit, info)
+COMMANDS = (
+    upscale,
+    serve,
+    evaluate,
+    audit,
+    info,
+    download,
+    train,
+    profile,
+    explain,
+    reproduce,
+)
 _INTERRUPTED = 130
 
 

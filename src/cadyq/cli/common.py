@@ -6,16 +6,14 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from cadyq.upscale import Progress
+from datetime import timedelta
+from typing import Any
 
 __all__ = ["FORMATS", "MODES", "add_running", "complain", "progress", "running"]
 
 # Spelled out, because `cadyq --help` must not wait for imports; a test compares them with their origins.
 MODES = ("tiles", "image", "patches")
-FORMATS = ("png", "jpg", "webp", "tif")
+FORMATS = ("png", "jpg", "webp", "tif", "avif")
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:
@@ -32,16 +30,27 @@ def running(options: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def progress(what: str, total: int | None) -> Iterator[Progress]:
-    """Show a bar on the terminal's error stream; silent where that is no terminal."""
+def progress(what: str, total: int | None, eta: bool = False) -> Iterator[Any]:
+    """Show a bar on the terminal's error stream; silent where that is no terminal.
+
+    What is yielded is called with (done, total); with ``eta`` also with ``eta_seconds``, the caller's own
+    estimate of what is left.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    left = TextColumn("{task.fields[left]}") if eta else TimeRemainingColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), left)
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done, out_of: bar.update(task, completed=done, total=out_of)
+        task = bar.add_task(what, total=total, left="")
+
+        def step(done: float, out_of: float, eta_seconds: float | None = None) -> None:
+            if eta_seconds is not None:
+                bar.update(task, left=f"{timedelta(seconds=round(eta_seconds))} left")
+            bar.update(task, completed=done, total=out_of)
+
+        yield step
 
 
 def complain(error: Exception) -> None:

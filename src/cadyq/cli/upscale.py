@@ -3,134 +3,179 @@
 from __future__ import annotations
 
 import argparse
+import glob
+import json
 import os
 import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cadyq.cli.common import FORMATS, add_running, complain, progress, running
-from cadyq.errors import ArgumentError, CadyqError
+from cadyq.cli.common import FORMATS, add_running, progress, running
+from cadyq.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from cadyq.upscale import Model, Progress, Result
+    from cadyq.folders import Event, Job
+    from cadyq.pictures import PictureTask, Wanted
 
 __all__ = ["add"]
 
 _SAME = {"jpg": (".jpeg",), "tif": (".tiff",)}
+_SECONDS_BETWEEN_EVENTS = 1.0
 
 
 def add(commands: Any) -> None:
-    upscale = commands.add_parser("upscale", help="upscale pictures", description="Upscale pictures.")
-    upscale.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, or folder of pictures")
+    upscale = commands.add_parser(
+        "upscale",
+        help="upscale pictures",
+        description="Upscale a picture into a picture, or many into a folder. What was done there is skipped the "
+        "next time; a job that was killed is finished by the same command.",
+    )
+    upscale.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder of pictures, or pattern")
     upscale.add_argument(
         "-o", "--output", required=True, help="picture for one picture; folder for several or for a folder"
     )
-    upscale.add_argument("--scale", type=int, help="enlargement factor of the shipped model (default: 4)")
+    size = upscale.add_argument_group("result")
+    size.add_argument("--scale", type=float, help="enlargement factor (default: the model's, 4)")
+    size.add_argument("--width", type=int, help="exact width in pixels")
+    size.add_argument("--height", type=int, help="exact height in pixels; one of them keeps the proportions")
+    size.add_argument(
+        "--format", choices=(*FORMATS, "same"), help="format in an output folder (default: png)"
+    )
+    size.add_argument(
+        "--quality", type=int, help="1 to 100 for jpg, webp and avif (default: 95, lossless, 90)"
+    )
+    size.add_argument("--depth", type=int, choices=(8, 16), default=16, help="8 reduces 16 bits per channel")
+    folder = upscale.add_argument_group("folders")
+    folder.add_argument(
+        "-r", "--recursive", action="store_true", help="also folders inside; the tree is kept"
+    )
+    folder.add_argument("--overwrite", action="store_true", help="make all anew, whatever lies there")
     upscale.add_argument("--model", help="name of a shipped model, or a model file; see cadyq info")
-    upscale.add_argument("--format", choices=FORMATS, help="format in an output folder (default: png)")
+    upscale.add_argument("--max-pixels", type=int, help="refuse larger inputs (default: 178956970)")
+    upscale.add_argument("--json", action="store_true", help="print events, one JSON object a line")
     add_running(upscale)
     upscale.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    from cadyq.io.images import SUFFIXES
-    from cadyq.upscale import load
-
-    jobs, several = _jobs([Path(name) for name in options.inputs], Path(options.output), options.format)
-    for source, target in jobs:
-        if target.suffix.lower() not in SUFFIXES:
-            raise ArgumentError("output", str(target), f"a suffix out of {', '.join(SUFFIXES)}", "add one")
-        if not several and not target.parent.is_dir():
-            raise ArgumentError("output", str(target), "an existing folder to write to", "create it first")
-        if not several and not source.is_file():
-            from cadyq.io.images import read_image
-
-            read_image(source)  # says what is wrong with it, before a model is loaded
-    model = load(options.model, options.scale)
-    codes = []
-    with progress("pictures" if several else "parts", len(jobs) if several else None) as step:
-        for done, (source, target) in enumerate(jobs, start=1):
-            try:
-                result = _upscale_one(model, source, target, options, None if several else step)
-                print(_report(model, source, target, result), flush=True)
-            except CadyqError as error:
-                if not several:
-                    raise
-                complain(error)
-                codes.append(error.exit_code)
-            if several:
-                step(done, len(jobs))
-    if codes:
-        print(f"cadyq: {len(codes)} of {len(jobs)} pictures failed", file=sys.stderr)
-    return codes[0] if codes else 0
+    wanted, output = _wanted(options), Path(options.output)
+    if _is_folder_job(options.inputs, output):
+        return _many(options, wanted, output)
+    return _one(options, wanted, Path(options.inputs[0]), output)
 
 
-def _upscale_one(
-    model: Model, source: Path, target: Path, options: argparse.Namespace, progress: Progress | None
-) -> Result:
-    from cadyq.errors import ImageError
-    from cadyq.io.images import read_image
+def _wanted(options: argparse.Namespace) -> Wanted:
+    from cadyq.pictures import Wanted
 
-    picture = read_image(source)
-    if picture.alpha is not None and target.suffix.lower() in (".jpg", ".jpeg"):
-        raise ArgumentError("output", str(target), f"a format with transparency, as {source} has", "use .png")
-    for note in picture.notes:
-        print(f"cadyq: {source}: {note}", file=sys.stderr)
-    result = model.upscale(picture, progress=progress, **running(options))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ImageError(f"{target.parent} cannot be created: {error.strerror or error}") from error
-    result.save(target)
-    return result
+    names = ("model", "scale", "width", "height", "quality", "depth", "max_pixels")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return Wanted(**given, **running(options))
 
 
-def _jobs(inputs: list[Path], output: Path, suffix: str | None) -> tuple[list[tuple[Path, Path]], bool]:
-    """Pair every picture with the file it becomes; and whether the output is a folder."""
-    from cadyq.data.sets import list_pictures
-
-    into_folder = (
+def _is_folder_job(inputs: list[str], output: Path) -> bool:
+    first = Path(inputs[0])
+    return (
         len(inputs) > 1
-        or inputs[0].is_dir()
+        or first.is_dir()
+        or (glob.has_magic(inputs[0]) and not first.exists())
         or output.is_dir()
         or (not output.suffix and not output.is_file())
         or str(output).endswith(os.sep)
     )
-    if not into_folder:
-        if suffix is not None and output.suffix.lower() not in (f".{suffix}", *_SAME.get(suffix, ())):
-            raise ArgumentError("format", suffix, f"the suffix of the output, {output}", "leave it out")
-        jobs = [(inputs[0], output)]
-    else:
-        if output.is_file():
-            raise ArgumentError("output", str(output), "a folder, since there may be several pictures")
-        sources: list[Path] = []
-        for path in inputs:
-            found = list_pictures(path) if path.is_dir() else [path]
-            if not found:
-                raise ArgumentError("input", str(path), "a folder that holds pictures")
-            sources += found
-        jobs = [(source, output / f"{source.stem}.{suffix or 'png'}") for source in sources]
-    taken: dict[Path, Path] = {}
-    for source, target in jobs:
-        if target in taken:
-            raise ArgumentError("output", str(target), f"one picture, not both {taken[target]} and {source}")
-        taken[target] = source
-    for target in taken:
-        if any(target.exists() and source.exists() and target.samefile(source) for source in taken.values()):
-            raise ArgumentError("output", str(target), "not one of the inputs", "choose another output")
-    return jobs, into_folder
 
 
-def _report(model: Model, source: Path, target: Path, result: Result) -> str:
-    height, width = result.pixels.shape[:2]
+def _one(options: argparse.Namespace, wanted: Wanted, source: Path, target: Path) -> int:
+    from cadyq.folders import Job, check_targets
+    from cadyq.pictures import prepare
+
+    name = options.format
+    if name not in (None, "same") and target.suffix.lower() not in (f".{name}", *_SAME.get(name, ())):
+        raise ArgumentError("format", name, f"the suffix of the output, {target}", "leave it out")
+    check_targets([Job(source, target)])
+    if not target.parent.is_dir():
+        raise ArgumentError("output", str(target), "an existing folder to write to", "create it first")
+    task = prepare(source, target, wanted)
+    with progress("parts", None) as step:
+        said = task.run(step)
+    show = _print_json if options.json else _print_text
+    show({"event": "done", "source": str(source), "target": str(target), **said})
+    return 0
+
+
+def _many(options: argparse.Namespace, wanted: Wanted, output: Path) -> int:
+    from cadyq.folders import find_jobs, run_jobs
+    from cadyq.pictures import model, prepare
+
+    if output.is_file():
+        raise ArgumentError("output", str(output), "a folder, since there may be several pictures")
+
+    def suffix(source: Path) -> str:
+        return source.suffix.lower() if options.format == "same" else f".{options.format or 'png'}"
+
+    jobs = find_jobs(options.inputs, output, suffix, options.recursive)
+    if wanted.model is not None:
+        model(wanted.model)  # says what is wrong with it once, not for every picture
+
+    def look(job: Job) -> PictureTask:
+        return prepare(job.source, job.target, wanted)
+
+    with _shown(options.json, len(jobs)) as emit:
+        return run_jobs(jobs, output, look, emit, options.overwrite).exit_code
+
+
+@contextmanager
+def _shown(as_json: bool, n_images: int) -> Iterator[Callable[[Event], None]]:
+    """Yield what tells the user about events: JSON lines, or text and a bar on a terminal."""
+    with progress("pictures", n_images, eta=True) as step:
+        last = 0.0
+
+        def emit(event: Event) -> None:
+            nonlocal last
+            if event["event"] == "progress":
+                step(event["index"] - 1 + event["share"], n_images, eta_seconds=event["eta_seconds"])
+                if as_json and time.monotonic() - last >= _SECONDS_BETWEEN_EVENTS:
+                    last = time.monotonic()
+                    _print_json(event)
+                return
+            if "index" in event:
+                step(event["index"], n_images)
+            (_print_json if as_json else _print_text)(event)
+
+        yield emit
+
+
+def _print_json(event: Mapping[str, Any]) -> None:
+    print(json.dumps(event), flush=True)
+
+
+def _print_text(event: Mapping[str, Any]) -> None:
+    kind = event["event"]
+    if kind == "done":
+        for note in event["notes"]:
+            print(f"cadyq: {event['source']}: {note}", file=sys.stderr)
+        print(_report(event), flush=True)
+    elif kind == "failed":
+        print(f"cadyq: {event['message']}", file=sys.stderr)
+    elif kind == "end":
+        total = event["n_done"] + event["n_skipped"] + event["n_failed"]
+        if event["n_skipped"]:
+            print(f"{event['n_skipped']} of {total} pictures were there already")
+        if event["n_failed"]:
+            print(f"cadyq: {event['n_failed']} of {total} pictures failed", file=sys.stderr)
+
+
+def _report(event: Mapping[str, Any]) -> str:
     parts = [
-        f"{source} -> {target}: {width}x{height}",
-        model.name,
-        f"{result.seconds:.2f} s",
-        f"mean {result.fqr:.2f} bits",
+        f"{event['source']} -> {event['target']}: {event['width']}x{event['height']}",
+        f"{event['model']} ({event['why']})",
+        f"{event['seconds']:.2f} s",
+        f"mean {event['fqr']:.2f} bits",
     ]
-    if result.tile is not None:
-        rows, cols = result.grid
-        parts.append(f"{rows}x{cols} tiles of {result.tile}")
-        parts.append(f"{result.exited:.0%} exited")
+    if event["tile"] is not None:
+        rows, cols = event["grid"]
+        parts.append(f"{rows}x{cols} tiles of {event['tile']}")
+        parts.append(f"{event['exited']:.0%} exited")
     return ", ".join(parts)

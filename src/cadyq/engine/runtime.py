@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cadyq.cells import Force, Inferred, SiteCost
+from cadyq.cells import Force, Inferred, Levels, SiteCost
 from cadyq.engine.plan import MAX_TILE, Block, Layer, Plan, Step
 from cadyq.engine.run import Engine
 
-__all__ = ["MAX_TILE", "EngineRuntime"]
+__all__ = ["MAX_TILE", "EngineRuntime", "with_budget"]
 
 WEIGHT_BITS = 8  # plans hold int8 weights
 
@@ -39,7 +39,7 @@ class EngineRuntime:
         self._engine = lru_cache(maxsize=2)(self._made)
 
     def _made(self, tile: int, budget: float, threads: int | None) -> Engine:
-        return Engine(_with_budget(dataclasses.replace(self.plan, tile=tile), budget), threads)
+        return Engine(with_budget(dataclasses.replace(self.plan, tile=tile), budget), threads)
 
     def isa(self) -> str:
         """Instruction set that runs here."""
@@ -47,7 +47,7 @@ class EngineRuntime:
 
     def run_tiles(
         self,
-        rgb: NDArray[np.uint8] | NDArray[np.uint16],
+        rgb: Levels,
         tile: int,
         *,
         active: NDArray[np.bool_] | None = None,
@@ -55,10 +55,7 @@ class EngineRuntime:
         budget: float = 0.0,
         threads: int | None = None,
     ) -> Inferred:
-        """Upscale one picture, uint8 or uint16 ``(h, w, 3)``; the result has its type.
-
-        Arguments as of `cadyq.quant.infer.run_tiles`.
-        """
+        """Upscale one picture, uint8 or uint16 ``(h, w, 3)``; arguments as of `cadyq.quant.infer.run_tiles`."""
         engine = self._engine(tile, budget, threads)
         rows, cols = -(-rgb.shape[0] // tile), -(-rgb.shape[1] // tile)
         choice = self._choice(force, rows, cols)
@@ -84,7 +81,7 @@ class EngineRuntime:
         return choice
 
 
-def _with_budget(plan: Plan, budget: float) -> Plan:
+def with_budget(plan: Plan, budget: float) -> Plan:
     """The plan with ``budget`` times bits added to every selector's scores."""
     if budget == 0:
         return plan

@@ -9,7 +9,16 @@ from numpy.typing import NDArray
 
 from cadyq.errors import ArgumentError
 
-__all__ = ["CELL_STATISTICS", "cell_statistics", "gradient", "gray", "laplacian", "luma", "sobel", "to_uint8"]
+__all__ = [
+    "CELL_STATISTICS",
+    "cell_statistics",
+    "gradient",
+    "gray",
+    "laplacian",
+    "luma",
+    "sobel",
+    "to_levels",
+]
 
 CELL_STATISTICS = (
     "mean |dx|",
@@ -46,10 +55,13 @@ def gray(rgb01: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     return rgb01 @ _GRAY.astype(rgb01.dtype)
 
 
-def to_uint8(float01: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    """Turn [0, 1] into 0..255: times 255, rounded half up, clipped. NaN becomes 0; the shape is kept."""
-    levels = np.nan_to_num(np.floor(float01 * 255 + 0.5), nan=0.0).clip(0, 255)
-    return np.asarray(levels, np.uint8)
+def to_levels(
+    float01: NDArray[np.floating[Any]], dtype: np.dtype[Any] | type[np.integer[Any]] = np.uint8
+) -> NDArray[Any]:
+    """Turn [0, 1] into 0..255 (or 65535): rounded half up, clipped. NaN becomes 0; the shape is kept."""
+    largest = np.iinfo(dtype).max
+    levels = np.nan_to_num(np.floor(float01 * largest + 0.5), nan=0.0).clip(0, largest)
+    return np.asarray(levels, dtype)
 
 
 def sobel(gray: NDArray[np.floating[Any]]) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:

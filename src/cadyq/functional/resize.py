@@ -9,6 +9,7 @@ Other bicubic resizers differ by up to 13 gray levels.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from cadyq.errors import ArgumentError
 
-__all__ = ["Border", "downscale", "imresize", "mod_crop"]
+__all__ = ["Border", "downscale", "imresize", "imresize_rows", "mod_crop", "resized_strips"]
 
 Border: TypeAlias = Literal["symmetric", "replicate"]
 Pixels = TypeVar("Pixels", bound=np.generic)
@@ -46,16 +47,74 @@ def imresize(
         ArgumentError: for another dtype, number of axes, border, or an impossible size.
     """
     check_picture("image", image)
-    if image.dtype not in (np.uint8, np.uint16, np.float32, np.float64):
-        raise ArgumentError("image.dtype", str(image.dtype), "uint8, uint16, float32 or float64")
+    height = _target(image.shape[:2], size)[0][0]
+    return imresize_rows(image, 0, image.shape[0], size, (0, height), border)
+
+
+def imresize_rows(
+    part: NDArray[Pixels],
+    top: int,
+    height: int,
+    size: float | tuple[int, int],
+    rows: tuple[int, int],
+    border: Border = "symmetric",
+) -> NDArray[Pixels]:
+    """Compute some rows of `imresize`, equal to the last bit, from a part of the picture.
+
+    Args:
+        part: rows of the picture from ``top`` on, as many as the wanted rows depend on.
+        top: where ``part`` begins in the picture.
+        height: of the whole picture.
+        size: of the whole result, as in `imresize`.
+        rows: first and last (not included) row of the result that are wanted.
+        border: as in `imresize`.
+
+    Raises:
+        ArgumentError: as `imresize` does, or rows of the picture are missing.
+    """
+    check_picture("image", part)
+    if part.dtype not in (np.uint8, np.uint16, np.float32, np.float64):
+        raise ArgumentError("image.dtype", str(part.dtype), "uint8, uint16, float32 or float64")
     if border not in get_args(Border):
         raise ArgumentError("border", border, f"one of {get_args(Border)}")
-    shape, factors = _target(image.shape[:2], size)
-    result = image
+    whole = (height, part.shape[1])
+    shape, factors = _target(whole, size)
+    result = part
     for axis in sorted((0, 1), key=lambda axis: factors[axis]):
-        weights, indices = _contributions(image.shape[axis], shape[axis], factors[axis], border)
+        weights, indices = _contributions(whole[axis], shape[axis], factors[axis], border)
+        if axis == 0:
+            weights, indices = weights[slice(*rows)], indices[slice(*rows)] - top
+            if indices.size and (indices.min() < 0 or indices.max() >= len(part)):
+                raise ArgumentError("part", part.shape, f"all rows that rows {rows} of the result depend on")
         result = np.swapaxes(_resample_rows(np.swapaxes(result, 0, axis), weights, indices), 0, axis)
     return np.ascontiguousarray(result)
+
+
+def resized_strips(
+    strips: Iterable[NDArray[Pixels]], height: int, size: tuple[int, int]
+) -> Iterator[NDArray[Pixels]]:
+    """Resize a picture that comes in strips, top to bottom; joined, the results equal `imresize`'s.
+
+    Args:
+        strips: ``(rows, W, C)`` each, ``height`` rows in all.
+        height: of the whole picture.
+        size: ``(height, width)`` of the whole result.
+    """
+    _, indices = _contributions(height, size[0], size[0] / height, "symmetric")
+    first = np.minimum.accumulate(indices.min(axis=1)[::-1])[::-1]
+    needed = np.maximum.accumulate(indices.max(axis=1)) + 1
+    kept: list[NDArray[Pixels]] = []
+    top = done = available = 0
+    for strip in strips:
+        kept.append(strip)
+        available += len(strip)
+        ready = int(np.searchsorted(needed, available, side="right"))
+        if ready > done:
+            part = np.concatenate(kept)
+            yield imresize_rows(part, top, height, size, (done, ready))
+            done = ready
+            if done < size[0]:
+                kept, top = [part[first[done] - top :]], int(first[done])
 
 
 def mod_crop(image: NDArray[Pixels], multiple: int) -> NDArray[Pixels]:
@@ -132,7 +191,7 @@ def _contributions(
 
 
 def _resample_rows(
-    image: NDArray[Pixels], weights: NDArray[np.float64], indices: NDArray[np.intp]
+    image: NDArray[Pixels], weights: NDArray[np.floating[Any]], indices: NDArray[np.intp]
 ) -> NDArray[Pixels]:
     """Weigh and add whole rows of ``image``; the result has ``len(weights)`` rows."""
     # Contiguous rows make the gather a few large copies; a block of rows keeps the double sums in cache.
@@ -140,10 +199,13 @@ def _resample_rows(
     tail = rows.shape[1:]
     rows = rows.reshape(rows.shape[0], -1)
     result = np.empty_like(rows, shape=(len(weights), rows.shape[1]))
-    block = max(1, _BLOCK_BYTES // (8 * rows.shape[1]))
+    # Enlarging by 2, 4, ... has weights in 1/1024: sums of such multiples of a byte are exact in float32.
+    if rows.dtype == np.uint8 and (weights * 1024 == np.rint(weights * 1024)).all():
+        weights = weights.astype(np.float32)
+    block = max(1, _BLOCK_BYTES // (weights.itemsize * rows.shape[1]))
     for start in range(0, len(weights), block):
         part = slice(start, start + block)
-        total = np.zeros((len(weights[part]), rows.shape[1]))
+        total = np.zeros((len(weights[part]), rows.shape[1]), weights.dtype)
         # Tap after tap, as MATLAB adds them: another order changes ties at factor 1/3.
         for weight, index in zip(weights[part].T, indices[part].T, strict=True):
             total += weight[:, None] * rows[index]

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing", "write_atomic"]
+__all__ = ["remove_leftovers", "replacing", "sha256_of", "write_atomic"]
+
+_TEMPORARY = re.compile(r"\.([0-9a-f]{16})-[0-9a-f]{8}\.tmp")
+_CHUNK = 1 << 20
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, ready: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it takes the place of ``path``, else it is removed.
 
     The file is flushed to the disk before it is renamed. Raises `OSError` as the file system does.
+
+    Args:
+        path: the file to replace.
+        ready: called with the complete temporary file just before it is renamed.
     """
     # In the same folder, because a rename is atomic within one file system only. Opened by the caller, so
-    # that the file gets the permissions of any new file, not the private ones of `tempfile`.
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
+    # that the file gets the permissions of any new file, not the private ones of `tempfile`. The name says
+    # whose it is: what a killed process left can be told from what another one is writing.
+    temporary = path.parent / f".{_tag(path.name)}-{uuid.uuid4().hex[:8]}.tmp"
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        if ready is not None:
+            ready(temporary)
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -33,3 +47,41 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path``, by way of `replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def remove_leftovers(targets: Iterable[Path]) -> int:
+    """Remove the temporary files that killed processes left beside ``targets``; return how many."""
+    tags: dict[Path, set[str]] = {}
+    for target in targets:
+        tags.setdefault(target.parent, set()).add(_tag(target.name))
+    removed = 0
+    for folder, known in tags.items():
+        for name in os.listdir(folder) if folder.is_dir() else ():
+            found = _TEMPORARY.fullmatch(name)
+            if found is not None and found.group(1) in known:
+                (folder / name).unlink(missing_ok=True)
+                removed += 1
+    return removed
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal. Raises `OSError` as the file system does."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _tag(name: str) -> str:
+    return hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename survive a power failure, where the system can (not on Windows)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

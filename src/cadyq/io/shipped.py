@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib.resources import files
 from pathlib import Path
 
 from cadyq.errors import ArgumentError
 
-__all__ = ["MODEL_SUFFIX", "PLAN_SUFFIX", "model_path", "plan_path", "shipped_models"]
+__all__ = [
+    "MODEL_SUFFIX",
+    "PLAN_SUFFIX",
+    "default_model",
+    "model_path",
+    "plan_path",
+    "shipped_models",
+    "shipped_scales",
+]
 
 MODEL_SUFFIX = ".safetensors"
 PLAN_SUFFIX = ".plan.safetensors"
@@ -25,6 +34,36 @@ def shipped_models() -> list[str]:
         for p in _folder().glob(f"*{MODEL_SUFFIX}")
     }
     return sorted(names)
+
+
+def shipped_scales() -> list[int]:
+    """Enlargement factors that shipped models have, ascending."""
+    found = (re.fullmatch(r"x(\d+)", part) for name in shipped_models() for part in _parts(name))
+    return sorted({int(match.group(1)) for match in found if match is not None})
+
+
+def default_model(scale: int = 4, photo: bool = False) -> str:
+    """Return the name of the shipped model for a scale; a content-aware one is preferred.
+
+    Args:
+        scale: enlargement factor.
+        photo: whether a model trained for compressed photos ("photo" in its name) is preferred; without it
+            none of these is taken.
+
+    Raises:
+        ArgumentError: none is shipped for this scale.
+    """
+    fitting = [name for name in shipped_models() if f"x{scale}" in _parts(name)]
+    if not fitting:
+        shipped = ", ".join(shipped_models()) or "none"
+        raise ArgumentError(
+            "scale", scale, f"the scale of a shipped model ({shipped})", "or pass a model file"
+        )
+    return min(fitting, key=lambda name: (("photo" in _parts(name)) != photo, "cadyq" not in name, name))
+
+
+def _parts(name: str) -> list[str]:
+    return re.split("[-_.]", name)
 
 
 def model_path(model: str | os.PathLike[str]) -> Path:

@@ -1,4 +1,4 @@
-"""Inference of a (fake-quantised) network on uint8 pictures: NumPy in, NumPy out, torch in between.
+"""Inference of a (fake-quantised) network on uint8 or uint16 pictures: NumPy in, NumPy out, torch in between.
 
 Nothing here cuts or joins pictures; `cadyq.upscale` does, and knows no torch.
 """
@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cadyq.cells import Force, Inferred, SiteCost
-from cadyq.functional.image import to_uint8
+from cadyq.cells import Force, Inferred, Levels, SiteCost
+from cadyq.functional.image import to_levels
 from cadyq.quant.context import Context, SiteRecord, TileContext
 from cadyq.quant.layers import Conv2d
 from cadyq.quant.site import sites_of
@@ -52,27 +53,25 @@ def threads(number: int | None) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def run_batch(
-    network: nn.Module, rgb: NDArray[np.uint8], *, force: Force = None, budget: float = 0.0
-) -> Inferred:
+def run_batch(network: nn.Module, rgb: Levels, *, force: Force = None, budget: float = 0.0) -> Inferred:
     """Upscale a batch of equal-sized pictures, each of which decides for itself.
 
     Args:
         network: a backbone in evaluation mode, converted or not.
-        rgb: uint8 ``(n, h, w, 3)``.
+        rgb: uint8 or uint16 ``(n, h, w, 3)``; the result has the same type.
         force: bit-widths instead of the selectors' choices; see `Context.force_bits`. Arrays are ``(n,)``.
         budget: added to the selectors' scores per bit.
     """
     lr = _tensor(network, rgb)
     ctx = Context.of(lr)
     ctx.force_bits, ctx.budget, ctx.band_pixels = _force(force), budget, _BAND_PIXELS
-    return _finished(network, network(lr, ctx), ctx.records)
+    return _finished(network, network(lr, ctx), ctx.records, rgb.dtype)
 
 
 @torch.inference_mode()
 def run_tiles(
     network: nn.Module,
-    rgb: NDArray[np.uint8],
+    rgb: Levels,
     tile: int,
     *,
     active: NDArray[np.bool_] | None = None,
@@ -83,7 +82,7 @@ def run_tiles(
 
     Args:
         network: a backbone in evaluation mode, converted or not.
-        rgb: uint8 ``(h, w, 3)``.
+        rgb: uint8 or uint16 ``(h, w, 3)``.
         tile: side of a tile, LR pixels.
         active: which tiles are computed, ``(cells,)``; the rest passes the body untouched with 0 bits.
         force: bit-widths instead of the selectors' choices. Arrays are ``(cells,)``.
@@ -98,13 +97,16 @@ def run_tiles(
         budget=budget,
         band_pixels=_BAND_PIXELS,
     )
-    return _finished(network, network(lr, ctx), ctx.records)
+    return _finished(network, network(lr, ctx), ctx.records, rgb.dtype)
 
 
-def _tensor(network: nn.Module, rgb: NDArray[np.uint8]) -> Tensor:
+def _tensor(network: nn.Module, rgb: Levels) -> Tensor:
     like = next(network.parameters())
-    lr = torch.from_numpy(np.ascontiguousarray(rgb.transpose(0, 3, 1, 2)))
-    return lr.to(like.device, like.dtype) / 255
+    largest = int(np.iinfo(rgb.dtype).max)
+    # torch knows few operations on uint16; every level is exact in float32.
+    planes = np.ascontiguousarray(rgb.transpose(0, 3, 1, 2))
+    lr = torch.from_numpy(planes if largest == 255 else planes.astype(np.float32))
+    return lr.to(like.device, like.dtype) / largest
 
 
 def _force(force: Force) -> int | dict[str, int | Tensor] | None:
@@ -115,7 +117,7 @@ def _force(force: Force) -> int | dict[str, int | Tensor] | None:
     }
 
 
-def _finished(network: nn.Module, sr: Tensor, records: list[SiteRecord]) -> Inferred:
+def _finished(network: nn.Module, sr: Tensor, records: list[SiteRecord], dtype: np.dtype[Any]) -> Inferred:
     counted = {cost.name for cost in site_costs(network)}
     bits = {r.name: r.bits.cpu().numpy().astype(np.uint8) for r in records if r.name in counted}
-    return Inferred(to_uint8(sr.cpu().numpy()).transpose(0, 2, 3, 1), bits)
+    return Inferred(to_levels(sr.cpu().numpy(), dtype).transpose(0, 2, 3, 1), bits)

@@ -1,0 +1,29 @@
+"""Which model is taken where none is named."""
+
+import pytest
+
+from cadyq.errors import ArgumentError
+from cadyq.io import shipped
+
+
+@pytest.fixture(autouse=True)
+def names(monkeypatch):
+    names = ["srresnet-x2", "srresnet_x4_8bit", "srresnet_x4_cadyq", "srresnet_x4_cadyq_photo", "zzz-x4"]
+    monkeypatch.setattr(shipped, "shipped_models", lambda: names)
+    return names
+
+
+def test_the_default_model_is_content_aware():
+    assert shipped.default_model() == "srresnet_x4_cadyq"
+    assert shipped.default_model(2) == "srresnet-x2"
+    with pytest.raises(ArgumentError, match="scale is 3"):
+        shipped.default_model(3)
+
+
+def test_a_compressed_photo_gets_the_photo_network_where_there_is_one():
+    assert shipped.default_model(photo=True) == "srresnet_x4_cadyq_photo"
+    assert shipped.default_model(2, photo=True) == "srresnet-x2"
+
+
+def test_scales():
+    assert shipped.shipped_scales() == [2, 4]
