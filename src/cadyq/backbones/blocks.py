@@ -41,7 +41,7 @@ class Backbone(nn.Module):
     """
 
     name: ClassVar[str]
-    radius: ClassVar[int]
+    radius: int
 
     def __init__(self, scale: int, config: dict[str, Any]) -> None:
         super().__init__()

@@ -11,7 +11,23 @@ import sys
 from collections.abc import Sequence
 
 from cadyq import __version__
-from cadyq.cli import audit, download, evaluate, explain, info, profile, reproduce, serve, train, upscale
+from cadyq.cli import (
+    audit,
+    calibrate,
+    compare,
+    download,
+    evaluate,
+    explain,
+    export,
+    info,
+    profile,
+    reproduce,
+    serve,
+    sweep,
+    train,
+    upscale,
+    video,
+)
 from cadyq.cli.common import complain
 from cadyq.errors import CadyqError
 
@@ -19,14 +35,19 @@ __all__ = ["main"]
 
 COMMANDS = (
     upscale,
+    video,
     serve,
     evaluate,
     audit,
     info,
+    export,
+    calibrate,
     download,
     train,
     profile,
     explain,
+    compare,
+    sweep,
     reproduce,
 )
 _INTERRUPTED = 130

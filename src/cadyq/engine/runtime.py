@@ -68,6 +68,7 @@ class EngineRuntime:
         return Inferred(found.image[None], bits)
 
     def _choice(self, force: Force, rows: int, cols: int) -> NDArray[np.int8] | None:
+        """Forced candidates per tile and site; -1, where no candidate has the wanted bits, lets the tile choose."""
         if force is None:
             return None
         choice = np.full((rows, cols, len(self.plan.sites)), -1, np.int8)
