@@ -50,6 +50,7 @@ ALLOWED = {
     "folders": ("errors", "io.files", "io.images", "io.journal"),
     "upscale": ("errors", "bands", "cells", "config", "functional", "io", "engine", "quant.infer"),
     "pictures": ("errors", "cells", "functional", "io", "upscale"),
+    "estimate": ("bands", "io.images", "io.stream", "pictures", "upscale"),
     "evaluate": ("errors", "functional", "io", "data", "upscale"),
     "audit": ("errors", "functional", "quant", "upscale"),
     "cli": (
@@ -83,6 +84,7 @@ TORCH_FREE = (
     "upscale",
     "folders",
     "pictures",
+    "estimate",
     "evaluate",
     "cli",
 )
