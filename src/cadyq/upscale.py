@@ -42,6 +42,7 @@ __all__ = [
     "ImageLike",
     "Mode",
     "Model",
+    "Part",
     "PictureRows",
     "Progress",
     "Result",
@@ -63,11 +64,28 @@ Runtime: TypeAlias = Literal["auto", "engine", "torch"]
 ImageLike: TypeAlias = "Levels | Image.Image | Picture | str | os.PathLike[str]"
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (parts done, parts in all)."""
+OnPart: TypeAlias = "Callable[[Part], None]"
+"""Called with every `Part` as soon as it is computed."""
 
 DEFAULT_TILE = 48
 _PATCHES_AT_ONCE = 4
+_PATCH, _PATCH_OVERLAP = 96, 6
 _ROWS_AT_ONCE = 64
 _LARGEST_TILE = 1024
+
+
+class Part(NamedTuple):
+    """A finished part of a picture, for those who watch; views, valid until the callback returns.
+
+    Attributes:
+        box: ``(y0, y1, x0, x1)`` in LR pixels; it begins and ends on the grid of tiles.
+        pixels: RGB, ``(scale h, scale w, 3)``, in the picture's type.
+        bits: per counted site, the bit-width of every tile of the box, uint8 ``(rows, cols)``.
+    """
+
+    box: tuple[int, int, int, int]
+    pixels: Levels
+    bits: dict[str, NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,11 +172,19 @@ class StreamedResult:
         dtype: uint8 or uint16, that of the picture.
     """
 
-    def __init__(self, source: PictureRows, bands: Bands, scale: int, figures: Callable[[_Cells], Figures]):
+    def __init__(
+        self,
+        source: PictureRows,
+        bands: Bands,
+        scale: int,
+        figures: Callable[[_Cells], Figures],
+        on_part: OnPart | None = None,
+    ) -> None:
         height, width = source.shape
         self.shape = (height * scale, width * scale, (1 if source.is_gray else 3) + source.has_alpha)
         self.dtype = source.dtype
         self._source, self._bands, self._scale, self._figures = source, bands, scale, figures
+        self._on_part = on_part
 
     def rows(self) -> Iterator[Levels]:
         """Compute the picture from top to bottom, ``(rows, width, channels)`` at a time; once."""
@@ -172,6 +198,7 @@ class StreamedResult:
                 last = min(lr_height, (top + len(band)) // self._scale + 4)
                 part = self._source.alpha(first, last)
                 alpha = imresize_rows(part, first, lr_height, (height, width), (top, top + len(band)))
+            _tell(self._on_part, self._bands, self._scale, top, band)
             top += len(band)
             pieces = _joined(band, self._source.is_gray, alpha)
             del band, alpha
@@ -207,7 +234,7 @@ class Model:
     def __init__(self, loaded: LoadedModel | None, name: str = "", plan: LoadedPlan | None = None) -> None:
         self._loaded = loaded
         self.plan = plan
-        self.engine = EngineRuntime(plan.plan, plan.macs) if plan is not None else None
+        self.engine = EngineRuntime(plan.plan) if plan is not None else None
         if plan is not None and self.engine is not None:
             self.name = name
             self.sites: list[SiteCost] = self.engine.sites
@@ -260,6 +287,7 @@ class Model:
         threads: int | None = None,
         force_bits: Force = None,
         progress: Progress | None = None,
+        on_part: OnPart | None = None,
         runtime: Runtime = "auto",
     ) -> Result:
         """Upscale a picture.
@@ -271,13 +299,15 @@ class Model:
                 colors below fully transparent pixels are replaced by their surroundings', so that they cannot
                 bleed.
             mode: one of `MODES`. Only ``tiles`` lets cells leave the network (exit) and cuts large pictures.
-            tile: side of a tile in LR pixels, 8 to 1024; None is the model's own.
+            tile: side of a tile in LR pixels, 8 to 1024; None is the model's own. With ``patches`` the side of a
+                patch, None is 96.
             budget: more (positive) or fewer (negative) bits than the model would choose. It is added to the
                 selectors' scores per bit, and subtracted from the exit threshold (a log error).
             threads: CPU threads, None for torch's own choice.
             force_bits: bit-widths in place of the selectors' choices: one for all sites, or by site name one
                 or an array ``(rows, cols)``. It does not bring back cells that exit.
-            progress: called after each part with (done, total).
+            progress: called after each part with (done, total). What it raises ends the work and passes through.
+            on_part: called with every part as it is computed (mode ``tiles`` only).
             runtime: ``engine`` (integers), ``torch`` (the same network simulated in float), or ``auto``.
 
         Raises:
@@ -291,9 +321,8 @@ class Model:
         if picture.alpha is not None:
             rgb = fill_transparent(rgb, picture.alpha)
         chosen = self.runtime(mode, tile, runtime)
-        job = _Job(
-            self, rgb, tile, budget, force_bits, progress or (lambda done, total: None), chosen, threads
-        )
+        tell = progress or (lambda done, total: None)
+        job = _Job(self, rgb, tile, budget, force_bits, tell, on_part, chosen, threads)
         if mode == "tiles":
             cells = job.tiles()
         else:
@@ -317,6 +346,7 @@ class Model:
         budget: float = 0.0,
         threads: int | None = None,
         progress: Progress | None = None,
+        on_part: OnPart | None = None,
         runtime: Runtime = "auto",
     ) -> StreamedResult:
         """Upscale a picture that does not fit into memory: rows in, rows out, as `upscale` in mode ``tiles``.
@@ -328,7 +358,7 @@ class Model:
         start = time.perf_counter()
         bands = self.bands(source, tile, budget, None, progress, chosen, threads)
         figures = partial(self._figures, mode="tiles", tile=tile, start=start, runtime=chosen)
-        return StreamedResult(source, bands, self.scale, figures)
+        return StreamedResult(source, bands, self.scale, figures, on_part)
 
     def bands(
         self,
@@ -373,7 +403,8 @@ class Model:
     ) -> int:
         if mode not in MODES:
             raise ArgumentError("mode", mode, f"one of {', '.join(MODES)}")
-        tile = self.tile if tile is None else tile
+        if tile is None:
+            tile = _PATCH if mode == "patches" else self.tile
         if not isinstance(tile, int) or not 8 <= tile <= _LARGEST_TILE:
             raise ArgumentError("tile", tile, f"8 to {_LARGEST_TILE} LR pixels")
         if not np.isfinite(budget):
@@ -414,6 +445,15 @@ class Model:
             seconds=time.perf_counter() - start,
             runtime=runtime,
         )
+
+
+def _tell(on_part: OnPart | None, bands: Bands, scale: int, top: int, band: Levels) -> None:
+    """Show a band that begins at a row of the result."""
+    if on_part is not None:
+        y0, y1 = top // scale, (top + len(band)) // scale
+        rows = slice(y0 // bands.grid.tile, -(-y1 // bands.grid.tile))
+        found = {name: grid[rows] for name, grid in bands.bits.items()}
+        on_part(Part((y0, y1, 0, bands.grid.width), band, found))
 
 
 def _joined(rgb: Levels, is_gray: bool, alpha: Levels | None) -> Levels:
@@ -522,6 +562,7 @@ class _Job:
     budget: float
     force_bits: Force
     progress: Progress
+    on_part: OnPart | None
     runtime: Runtime
     threads: int | None
 
@@ -538,10 +579,12 @@ class _Job:
         return _Cells(found.pixels[0], bits, areas, np.zeros((1, 1), bool))
 
     def patches(self) -> _Cells:
-        """Independent patches of 96 with step 90, equal sizes batched (released reference)."""
+        """Independent patches that overlap by 6 pixels, equal sizes batched (released reference)."""
         from cadyq.quant.infer import run_batch
 
-        cut = published_patches(*self.rgb.shape[:2])
+        size = self.tile_size
+        height, width = self.rgb.shape[:2]
+        cut = published_patches(height, width, size, max(1, size - _PATCH_OVERLAP))
         shape = (len(np.unique(cut.read[:, 0])), len(np.unique(cut.read[:, 2])))
         sizes = np.stack([cut.read[:, 1] - cut.read[:, 0], cut.read[:, 3] - cut.read[:, 2]], axis=1)
         result, bits, done = self._canvas(), self._no_bits(shape), 0
@@ -574,6 +617,7 @@ class _Job:
         result, top = self._canvas(), 0
         for band in bands:
             result[top : top + len(band)] = band
+            _tell(self.on_part, bands, self.model.scale, top, band)
             top += len(band)
         return _Cells(result, bands.bits, bands.grid.areas.reshape(bands.exits.shape), bands.exits)
 

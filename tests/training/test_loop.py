@@ -7,44 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_training import crops, network, weights
 
-from cadyq.backbones import Backbone, build_backbone
-from cadyq.config import Quantization
 from cadyq.data.crops import CropArrays
 from cadyq.errors import ArgumentError, CheckpointError
-from cadyq.functional.resize import downscale
 from cadyq.quant.context import Context
-from cadyq.quant.convert import calibrate, convert, observe
 from cadyq.quant.selector import BitSelector
 from cadyq.quant.site import sites_of
 from cadyq.training.loop import DivergenceError, Recipe, to_tensor, train
 from cadyq.training.supervise import SHARPNESS, fit_selectors, measure, set_budget
 
-
-def crops(n: int = 4) -> CropArrays:
-    """Half flat, half textured pictures."""
-    rng = np.random.default_rng(0)
-    hr = np.full((n, 96, 96, 3), 128, np.uint8)
-    hr[:, :, 48:] = rng.integers(0, 256, (n, 96, 48, 3), dtype=np.uint8)
-    return CropArrays(np.stack([downscale(h, 2) for h in hr]), hr)
-
-
-def network(seed: int = 0, **kw: object) -> Backbone:
-    torch.manual_seed(seed)
-    base = build_backbone("edsr", scale=2, channels=8, n_blocks=2).eval()
-    config = Quantization(bits=(2, 4, 8), dynamic=True, **kw)  # type: ignore[arg-type]
-    result = convert(base, config)
-    calibrate(result, observe(base, [to_tensor(crops().lr)]), config)
-    return result
-
-
 RECIPE = Recipe(
-    steps=12, batch=2, patch=16, small_patch=12, small_share=0.5, bits="mixed", w_reg=1e-3, w_teacher=0.5
+    steps=12,
+    batch=2,
+    patch=16,
+    small_patch=12,
+    small_share=0.5,
+    bits="mixed",
+    w_reg=1e-3,
+    w_teacher=0.5,
+    degrade=True,
 )
-
-
-def weights(net: Backbone) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in net.parameters()]
 
 
 def test_resumed_run_equals_uninterrupted_one(tmp_path: Path) -> None:
@@ -64,8 +47,19 @@ def test_resumed_run_equals_uninterrupted_one(tmp_path: Path) -> None:
             log=lambda _: None,
             stop=lambda c=count, n=stop_at: next(c) >= n,  # type: ignore[misc]
         )
-    for a, b in zip(weights(whole), weights(partial), strict=True):
+    for a, b in zip(weights(whole.network), weights(partial), strict=True):
         assert torch.equal(a, b)
+
+
+def test_damage_reaches_the_network(tmp_path: Path) -> None:
+    """The first loss of a damaged run differs from the clean one's: same patches, other pixels."""
+    seen = []
+    for folder, damaged in (("clean", False), ("damaged", True)):
+        net = network()
+        recipe = Recipe(steps=1, batch=4, patch=16, degrade=damaged)
+        train(net, crops(), recipe, tmp_path / folder, log=lambda _: None)
+        seen.append(torch.load(tmp_path / folder / "state.pt", weights_only=True)["running"])
+    assert seen[0] != seen[1]
 
 
 def test_another_recipe_is_refused(tmp_path: Path) -> None:
@@ -104,7 +98,7 @@ def test_selectors_give_more_bits_to_what_needs_them() -> None:
     """On pictures that are half flat, half texture, measured sensitivities send the bits to the texture."""
     net, data = network(), crops(8)
     flat_and_texture = CropArrays(data.lr, data.hr)
-    seen = measure(net, flat_and_texture, n_crops=8, n_site_crops=1, patch=24)
+    seen = measure(net, flat_and_texture, n_crops=8, n_site_crops=1, tile=24)
     target = seen.target().view(8, 2, 2)
     assert float(target[:, :, 1].mean()) > float(target[:, :, 0].mean())
     fit_selectors(net, seen)

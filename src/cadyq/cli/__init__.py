@@ -11,13 +11,45 @@ import sys
 from collections.abc import Sequence
 
 from cadyq import __version__
-from cadyq.cli import audit, evaluate, info, upscale
+from cadyq.cli import (
+    audit,
+    calibrate,
+    compare,
+    download,
+    evaluate,
+    explain,
+    export,
+    info,
+    profile,
+    reproduce,
+    serve,
+    sweep,
+    train,
+    upscale,
+    video,
+)
 from cadyq.cli.common import complain
 from cadyq.errors import CadyqError
 
 __all__ = ["main"]
 
-COMMANDS = (upscale, evaluate, audit, info)
+COMMANDS = (
+    upscale,
+    video,
+    serve,
+    evaluate,
+    audit,
+    info,
+    export,
+    calibrate,
+    download,
+    train,
+    profile,
+    explain,
+    compare,
+    sweep,
+    reproduce,
+)
 _INTERRUPTED = 130
 
 

@@ -28,7 +28,10 @@ __all__ = [
     "Crop",
     "CropArrays",
     "PairedCrops",
+    "Place",
     "Split",
+    "cache_key",
+    "cached_arrays",
     "load_crops",
     "read_manifest",
     "read_split",
@@ -46,6 +49,15 @@ class Crop(NamedTuple):
     file: str
     source: str
     photo: str
+
+
+class Place(NamedTuple):
+    """Where a patch lies: number of the crop, its top and left in low-resolution pixels, pose (0 to 7)."""
+
+    crop: int
+    top: int
+    left: int
+    pose: int
 
 
 class CropArrays(NamedTuple):
@@ -137,12 +149,12 @@ def load_crops(
     if not crops:
         raise DataError(f"{folder} has no photos for {split}")
     paths = [folder / crop.file for crop in crops]
-    key = _key(folder, paths)
+    key = cache_key(folder, paths)
     try:
         Path(cache).mkdir(parents=True, exist_ok=True)
-        hr = _cached(Path(cache) / f"hr-{key}.npy", len(paths), lambda i: read_image(paths[i]).pixels)
+        hr = cached_arrays(Path(cache) / f"hr-{key}.npy", len(paths), lambda i: read_image(paths[i]).pixels)
         lr_path = Path(cache) / f"lr-x{scale}-{border}-{key}.npy"
-        lr = _cached(lr_path, len(paths), lambda i: downscale(hr[i], scale, border))
+        lr = cached_arrays(lr_path, len(paths), lambda i: downscale(hr[i], scale, border))
     except OSError as error:
         raise DataError(f"the crops cannot be cached in {os.fspath(cache)}: {error}") from error
     return CropArrays(lr, hr)
@@ -178,6 +190,10 @@ class PairedCrops:
 
         Raises `ArgumentError` if ``n`` is not positive.
         """
+        return self.cut(self.places(n))
+
+    def places(self, n: int) -> list[Place]:
+        """Draw where ``n`` patches lie. Raises `ArgumentError` if ``n`` is not positive."""
         if n < 1:
             raise ArgumentError("n", n, "a positive number of patches")
         n_crops, height, width, _ = self.crops.lr.shape
@@ -185,7 +201,12 @@ class PairedCrops:
         top = self._rng.integers(height - self.patch + 1, size=n)
         left = self._rng.integers(width - self.patch + 1, size=n)
         pose = self._rng.integers(8, size=n) if self.augment else np.zeros(n, np.int64)
-        places = list(zip(which.tolist(), top.tolist(), left.tolist(), pose.tolist(), strict=True))
+        columns = (which.tolist(), top.tolist(), left.tolist(), pose.tolist())
+        return [Place(*place) for place in zip(*columns, strict=True)]
+
+    def cut(self, places: Iterable[Place]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Cut the pairs that lie at ``places``; shapes as `batch`."""
+        places = list(places)
         return self._cut(self.crops.lr, places, 1), self._cut(self.crops.hr, places, self.scale)
 
     def state(self) -> dict[str, Any]:
@@ -199,9 +220,7 @@ class PairedCrops:
         except (KeyError, TypeError, ValueError) as error:
             raise ArgumentError("state", state, "what state() returned", str(error)) from None
 
-    def _cut(
-        self, images: NDArray[np.uint8], places: Iterable[tuple[int, int, int, int]], factor: int
-    ) -> NDArray[np.uint8]:
+    def _cut(self, images: NDArray[np.uint8], places: Iterable[Place], factor: int) -> NDArray[np.uint8]:
         side = self.patch * factor
         return np.stack(
             [
@@ -216,7 +235,7 @@ def posed(image: NDArray[np.uint8], pose: int) -> NDArray[np.uint8]:
     return np.rot90(image[:, ::-1] if pose >= 4 else image, pose % 4)
 
 
-def _key(folder: Path, paths: list[Path]) -> str:
+def cache_key(folder: Path, paths: list[Path], *more: object) -> str:
     """Name a cache by what it holds: other crops, or files of another size or date, get another name."""
     try:
         facts = [
@@ -225,10 +244,10 @@ def _key(folder: Path, paths: list[Path]) -> str:
         ]
     except FileNotFoundError as error:
         raise DataError(f"{error.filename} is in the manifest, but does not exist") from None
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([*facts, *more]).encode()).hexdigest()[:16]
 
 
-def _cached(path: Path, n: int, make: Callable[[int], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+def cached_arrays(path: Path, n: int, make: Callable[[int], NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Map ``path``, an array of ``n`` pictures of one size; fill it from ``make`` first if it is missing."""
     if not path.exists():
         first = make(0)

@@ -24,7 +24,7 @@ def bit_loss(bits: Sequence[Tensor], expected: Sequence[Tensor]) -> Tensor:
     ``bits`` and ``expected`` hold, per site, the chosen and the expected bit-widths of the patches, (n,). The value
     is about patches x sites, the gradient that of the sum of log E[b].
     """
-    total = torch.zeros((), dtype=expected[0].dtype)
+    total = expected[0].new_zeros(())
     for hard, soft in zip(bits, expected, strict=True):
         straight = hard + soft - soft.detach()
         total = total + (straight / soft.detach().clamp_min(1e-6)).sum()

@@ -191,7 +191,7 @@ def _contributions(
 
 
 def _resample_rows(
-    image: NDArray[Pixels], weights: NDArray[np.float64], indices: NDArray[np.intp]
+    image: NDArray[Pixels], weights: NDArray[np.floating[Any]], indices: NDArray[np.intp]
 ) -> NDArray[Pixels]:
     """Weigh and add whole rows of ``image``; the result has ``len(weights)`` rows."""
     # Contiguous rows make the gather a few large copies; a block of rows keeps the double sums in cache.
@@ -199,10 +199,13 @@ def _resample_rows(
     tail = rows.shape[1:]
     rows = rows.reshape(rows.shape[0], -1)
     result = np.empty_like(rows, shape=(len(weights), rows.shape[1]))
-    block = max(1, _BLOCK_BYTES // (8 * rows.shape[1]))
+    # Enlarging by 2, 4, ... has weights in 1/1024: sums of such multiples of a byte are exact in float32.
+    if rows.dtype == np.uint8 and (weights * 1024 == np.rint(weights * 1024)).all():
+        weights = weights.astype(np.float32)
+    block = max(1, _BLOCK_BYTES // (weights.itemsize * rows.shape[1]))
     for start in range(0, len(weights), block):
         part = slice(start, start + block)
-        total = np.zeros((len(weights[part]), rows.shape[1]))
+        total = np.zeros((len(weights[part]), rows.shape[1]), weights.dtype)
         # Tap after tap, as MATLAB adds them: another order changes ties at factor 1/3.
         for weight, index in zip(weights[part].T, indices[part].T, strict=True):
             total += weight[:, None] * rows[index]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class LoadedModel:
         network: in evaluation mode, fake-quantised if ``quantization`` is not ``None``.
         quantization: its configuration, or ``None`` for a float network.
         exit_rule: which cells leave before the body, or ``None``.
+        budgets: pairs (FQR, budget) as measured on training crops, see `cadyq.functional.budget`; may be empty.
         metadata: the file's record (training, figures, license).
     """
 
@@ -38,11 +39,13 @@ class LoadedModel:
         network: Backbone,
         quantization: Quantization | None,
         exit_rule: ExitRule | None,
+        budgets: list[tuple[float, float]],
         metadata: dict[str, Any],
     ) -> None:
         self.network = network
         self.quantization = quantization
         self.exit_rule = exit_rule
+        self.budgets = budgets
         self.metadata = metadata
 
 
@@ -52,11 +55,16 @@ def save_model(
     quantization: Quantization | None,
     *,
     exit_rule: ExitRule | None = None,
+    budgets: Sequence[tuple[float, float]] = (),
     training: Mapping[str, Any] | None = None,
     figures: Mapping[str, Any] | None = None,
     license: str = "Apache-2.0",
+    half: bool = False,
 ) -> None:
-    """Write a network as a model file; weights that are used with 8 bits are stored with 8 bits."""
+    """Write a network as a model file; weights that are used with 8 bits are stored with 8 bits.
+
+    With ``half`` the other weights (not biases, clips or scales) are rounded to float16, to save space.
+    """
     tensors: dict[str, NDArray[Any]] = {}
     packed = {
         f"{name}.weight": m for name, m in network.named_modules() if isinstance(m, Conv2d) and m.weight_bits
@@ -64,7 +72,9 @@ def save_model(
     for name, value in network.state_dict().items():
         conv = packed.get(name)
         if conv is None:
-            tensors[name] = value.detach().numpy().copy()
+            array = value.detach().numpy()
+            is_weight = half and array.ndim > 1 and array.dtype == np.float32
+            tensors[name] = array.astype(np.float16) if is_weight else array.copy()
         else:
             tensors[name], tensors[name + "_range"] = _pack(conv)
     for site_name, grid in _grids(network).items():
@@ -74,6 +84,8 @@ def save_model(
         record["conversion"] = to_mapping(quantization)
     if exit_rule is not None:
         record["exit"] = exit_rule.to_mapping()
+    if budgets:
+        record["budgets"] = [list(pair) for pair in budgets]
     metadata = {
         "backbone": network.name,
         "scale": network.scale,
@@ -101,12 +113,13 @@ def load_model(model: str | os.PathLike[str]) -> LoadedModel:
             quantization = from_mapping(Quantization, record["conversion"])
             network = convert(network, quantization)
         rule = ExitRule.from_mapping(record["exit"]) if "exit" in record else None
+        budgets = [(float(fqr), float(knob)) for fqr, knob in record.get("budgets", ())]
         _fill(network, tensors)
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"{path} does not fit its own description ({error}); it was written for another network or version"
         ) from error
-    return LoadedModel(network.eval(), quantization, rule, metadata)
+    return LoadedModel(network.eval(), quantization, rule, budgets, metadata)
 
 
 def _pack(conv: Conv2d) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,20 +17,29 @@ from torch import Tensor, nn
 
 from cadyq.backbones import Backbone
 from cadyq.data.crops import CropArrays, PairedCrops
-from cadyq.errors import ArgumentError, CadyqError, CheckpointError
-from cadyq.functional.losses import attention_transfer, bit_loss, l1_gray_levels
-from cadyq.io.files import replacing
-from cadyq.quant.context import Context
-from cadyq.quant.layers import conv2d_implementation
-from cadyq.quant.pams import mixture_implementation
+from cadyq.data.degrade import degrade
+from cadyq.errors import CadyqError
 from cadyq.quant.quantizer import ActQuantizer
 from cadyq.quant.selector import BitSelector
 from cadyq.quant.site import sites_of
-from cadyq.training import fastconv, fastquant
+from cadyq.training.device import Device, ResidentCrops
+from cadyq.training.loss import StepLoss, native_convolutions
+from cadyq.training.parallel import Workers
+from cadyq.training.recipe import Recipe
+from cadyq.training.state import Position, load_state, save_state
+from cadyq.training.target import BitController
+from cadyq.training.validate import Validation, picture_of, validate
+
+if TYPE_CHECKING:
+    from cadyq.training.board import Board
 
 Generator = torch.Generator
 
-__all__ = ["DivergenceError", "Recipe", "native_convolutions", "to_tensor", "train"]
+__all__ = ["DivergenceError", "Outcome", "Recipe", "native_convolutions", "to_tensor", "train"]
+
+_REPORT_EVERY = 50
+# Selectors move on purpose, towards a target; a long average would hold the bits of times long past.
+_SELECTOR_EMA = 0.98
 
 
 class DivergenceError(CadyqError):
@@ -38,61 +47,27 @@ class DivergenceError(CadyqError):
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Schedule of one stage.
+class Outcome:
+    """What a run came to.
 
     Attributes:
-        steps: updates of the weights.
-        batch: patches per step.
-        patch: side of the LR patches; ``small_patch`` is used for the first ``small_share`` of the steps.
-        lr: learning rate of the network's weights, scaled per tensor by its initial root mean square if
-            ``lr_by_rms`` (folded batch norms leave tensors that differ 200 times in size).
-        lr_clip: learning rate of clips and steps, relative to their initial value.
-        lr_selector: learning rate of the bit selectors.
-        warmup: steps of linear warm-up; afterwards the rate follows a cosine down to 1 %.
-        ema: decay of the exponential moving average of the weights, which is what a stage yields.
-        w_reg: weight of the bit loss at the start, raised by ``w_reg_step`` every ``epoch`` steps.
-        w_teacher: weight of L1 to the teacher's picture. ``w_attention_end`` and ``w_attention``: weights of
-            attention transfer at the body's last and at every block's output (1e3 and 1e2 in the paper).
-        bits: ``selector``: as the selectors choose; ``random``: at random per patch and site, so that the network
-            works for every choice; ``mixed``: both in turn; ``largest``: the largest candidate.
-        seed: of patches and random bits.
+        network: the network that was trained, with the best or the averaged weights.
+        steps: updates done so far.
+        finished: whether these are all.
+        seconds: time spent on steps, over all sessions.
+        validation: of the weights in ``network``, where there were validation crops and the run has finished.
     """
 
+    network: Backbone
     steps: int
-    batch: int = 16
-    patch: int = 48
-    small_patch: int = 32
-    small_share: float = 0.0
-    lr: float = 1e-4
-    lr_by_rms: bool = True
-    lr_clip: float = 2e-3
-    lr_selector: float = 1e-4
-    warmup: int = 50
-    ema: float = 0.998
-    w_reg: float = 0.0
-    w_reg_step: float = 0.0
-    epoch: int = 100
-    w_teacher: float = 0.0
-    w_attention_end: float = 0.0
-    w_attention: float = 0.0
-    bits: Literal["selector", "random", "mixed", "largest"] = "largest"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "patch", "small_patch"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(name, getattr(self, name), "at least 1")
-
-    def rate(self, step: int) -> float:
-        """Learning rate of a step relative to the base: warm-up, then cosine."""
-        warm = min(1.0, (step + 1) / max(1, self.warmup))
-        return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+    finished: bool
+    seconds: float
+    validation: Validation | None
 
 
 def to_tensor(pictures: Any) -> Tensor:
     """uint8 (N, H, W, 3) -> float (N, 3, H, W) in [0, 1], channels last in memory."""
-    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 255
+    return Device().tensor(pictures)
 
 
 def train(
@@ -102,75 +77,148 @@ def train(
     run: Path,
     *,
     teacher: Backbone | None = None,
+    validation: CropArrays | None = None,
+    tile: int = 48,
+    device: Device | None = None,
+    workers: Workers | None = None,
     stop: Callable[[], bool] = lambda: False,
     log: Callable[[str], None] = print,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    board: Board | None = None,
     save_every: int = 100,
-) -> Backbone:
-    """Train ``network`` in place and return it with the averaged weights.
+    keep: int = 2,
+) -> Outcome:
+    """Train ``network`` in place and leave the averaged weights in it, or the best ones on ``validation``.
 
-    ``run`` is a folder that holds the checkpoint; if one is there, training goes on from it exactly. ``stop`` is
-    asked after every step; when it says yes the state is saved and the unfinished average is returned.
+    ``run`` is a folder that holds the checkpoints, the last ``keep`` of them; if one is there, training goes on
+    from it exactly. ``stop`` is asked after every step; when it says yes the state is saved and the unfinished
+    average is left in the network. ``tile`` is the side of the tiles in which validation decides bits.
 
     Raises:
         DivergenceError: the loss is not finite or 20 times its running mean.
         CheckpointError: the folder holds a run with another recipe.
     """
+    device, workers = device or Device(), workers or Workers()
     run.mkdir(parents=True, exist_ok=True)
-    groups = list(_groups(network, recipe))
-    optimizer = torch.optim.Adam(groups, lr=recipe.lr, betas=(0.9, 0.999), eps=1e-8)
-    average = {name: p.detach().clone() for name, p in network.named_parameters()}
-    data = PairedCrops(crops, recipe.patch, recipe.seed)
-    small = PairedCrops(crops, recipe.small_patch, recipe.seed + 1)
-    random = torch.Generator().manual_seed(recipe.seed)
-    step, running = 0, float("nan")
-    if (run / "state.pt").exists():
-        state = _load(run, recipe)
+    for one in (network, teacher):
+        if one is not None:
+            device.place(one)
+    optimizer = torch.optim.Adam(list(_groups(network, recipe)), lr=recipe.lr, betas=(0.9, 0.999), eps=1e-8)
+    sampler = _Sampler(crops, recipe, device)
+    controller = BitController(recipe.target_fqr) if recipe.target_fqr else None
+    at = Position(0, math.nan, 0.0, {name: p.detach().clone() for name, p in network.named_parameters()})
+
+    def save() -> None:
+        if workers.rank == 0:
+            state = {**vars(at), "network": network.state_dict(), "optimizer": optimizer.state_dict()}
+            state |= sampler.state() | {"controller": None if controller is None else controller.state()}
+            save_state(run, recipe, state, keep)
+
+    state = load_state(run, recipe, device.name)
+    if state is not None:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
-        average = state["average"]
-        data.restore(json.loads(state["data"]))
-        small.restore(json.loads(state["small"]))
-        random.set_state(state["random"])
-        step, running = state["step"], state["running"]
+        sampler.restore(state)
+        if controller is not None:
+            controller.restore(state["controller"])
+        at = Position(**{key: state.get(key, value) for key, value in vars(at).items()})
     network.train()
     for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.eval()  # statistics frozen: the quantised network runs with them folded
-    began, first = time.monotonic(), step
-    while step < recipe.steps and not stop():
-        source = small if step < recipe.small_share * recipe.steps else data
-        lr, hr = (to_tensor(a) for a in source.batch(recipe.batch))
-        factor = recipe.rate(step)
+        norm.train(not recipe.freeze_norms)  # frozen: the quantised network runs with them folded
+    compute_loss = workers.wrap(StepLoss(network, teacher, recipe, device))
+    n_decisions = recipe.batch * sum(s.selector is not None for s in sites_of(network))
+    selectors = {name for name, _ in network.named_parameters() if ".selector." in name}
+    share = workers.share(recipe.batch)
+    progress(at.step, recipe.steps)
+    while at.step < recipe.steps and not workers.agree(stop()):
+        began = time.monotonic()
+        lr, hr = sampler.batch(at.step, share)
         for group in optimizer.param_groups:
-            group["lr"] = group["base"] * factor
-        loss, report = _loss(network, teacher, lr, hr, recipe, step, random)
+            group["lr"] = group["base"] * recipe.rate(at.step)
+        weight = recipe.bit_weight(at.step) if controller is None else controller.weight() / n_decisions
+        force, soft = _bits(network, recipe, at.step, sampler.random, share)
+        loss, report = compute_loss(lr, hr, force, soft, weight * workers.size)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        value = float(report["l1"])
-        if not math.isfinite(value) or value > 20 * running:
-            raise DivergenceError(
-                f"loss is {value:.4g} at step {step} (running mean {running:.4g}); lower lr or start again from "
-                f"the last checkpoint in {run}"
+        values = workers.mean({key: float(value) for key, value in report.items()})
+        _check(values["l1"], at, run)
+        if recipe.clip_norm:
+            nn.utils.clip_grad_norm_(
+                [p for g in optimizer.param_groups for p in g["params"]], recipe.clip_norm
             )
-        nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 50.0)
         optimizer.step()
-        step += 1
-        decay = min(recipe.ema, (1 + step) / (10 + step))
+        at.step += 1
+        decay = min(recipe.ema, (1 + at.step) / (10 + at.step))
         with torch.no_grad():
             for name, p in network.named_parameters():
-                average[name].lerp_(p, 1 - decay)
-        running = value if running != running else 0.98 * running + 0.02 * value
-        if step % 50 == 0:
-            left = (time.monotonic() - began) / (step - first) * (recipe.steps - step)
-            extra = " ".join(f"{key} {number:.4g}" for key, number in report.items())
-            log(f"step {step}/{recipe.steps} running {running:.4f} {extra} eta {left:.0f} s")
-        if step % save_every == 0 or step == recipe.steps:
-            _save(run, recipe, network, optimizer, average, data, small, random, step, running)
-    if step < recipe.steps:
-        _save(run, recipe, network, optimizer, average, data, small, random, step, running)
-    with torch.no_grad():
-        for name, p in network.named_parameters():
-            p.copy_(average[name])
-    return network.eval()
+                at.average[name].lerp_(p, 1 - (min(decay, _SELECTOR_EMA) if name in selectors else decay))
+        if controller is not None and "fqr" in values:
+            controller.observe(values["fqr"])
+        l1 = values["l1"]
+        at.running = l1 if math.isnan(at.running) else 0.98 * at.running + 0.02 * l1
+        at.seconds += time.monotonic() - began
+        if at.step % _REPORT_EVERY == 0 and workers.rank == 0:
+            left = at.seconds / at.step * (recipe.steps - at.step)
+            extra = " ".join(f"{key} {number:.4g}" for key, number in values.items())
+            log(f"step {at.step}/{recipe.steps} running {at.running:.4f} {extra} eta {left:.0f} s")
+            if board is not None:
+                more = {"running": at.running, "rate": recipe.rate(at.step), "bit_weight": weight}
+                board.scalars(at.step, {**values, **more})
+        done = at.step == recipe.steps
+        due = recipe.validate_every and (done or at.step % recipe.validate_every == 0)
+        if validation is not None and due and workers.rank == 0:
+            _validate(network, validation, recipe, at, tile, log, board)
+        if at.step % save_every == 0 or done:
+            save()
+        progress(at.step, recipe.steps)
+    if at.step < recipe.steps:
+        save()
+    best = at.best if at.step == recipe.steps else None
+    _copy(network, best or at.average)
+    found = None
+    if best is not None:
+        assert validation is not None
+        n = min(recipe.validation_crops, len(validation.lr))
+        found = Validation(at.best_psnr, at.best_fqr, n)
+    return Outcome(network.eval(), at.step, at.step == recipe.steps, at.seconds, found)
+
+
+class _Sampler:
+    """Everything that is drawn at random: patches of two sizes, damage, bits."""
+
+    def __init__(self, crops: CropArrays, recipe: Recipe, device: Device) -> None:
+        self.recipe, self.device = recipe, device
+        self.data = PairedCrops(crops, recipe.patch, recipe.seed)
+        self.small = PairedCrops(crops, recipe.small_patch, recipe.seed + 1)
+        self.random = torch.Generator().manual_seed(recipe.seed)
+        # Damage is done by Pillow, on the CPU.
+        self.resident = None if device.is_cpu or recipe.degrade else ResidentCrops(crops, device)
+
+    def batch(self, step: int, share: slice) -> tuple[Tensor, Tensor]:
+        """One process's patches of a step, (N, 3, h, w) and (N, 3, H, W) in [0, 1]."""
+        recipe = self.recipe
+        source = self.small if step < recipe.small_share * recipe.steps else self.data
+        places = source.places(recipe.batch)
+        if self.resident is not None:
+            return self.resident.cut(places[share], source.patch)
+        lr, hr = source.cut(places if recipe.degrade else places[share])
+        if recipe.degrade:
+            # Drawn from seed and step alone: nothing to save, and a resumed run goes on exactly. The whole batch,
+            # so that the number of processes changes nothing.
+            lr, hr = degrade(lr, np.random.default_rng((recipe.seed, step)))[share], hr[share]
+        return self.device.tensor(lr), self.device.tensor(hr)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "data": json.dumps(self.data.state()),
+            "small": json.dumps(self.small.state()),
+            "random": self.random.get_state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.data.restore(json.loads(state["data"]))
+        self.small.restore(json.loads(state["small"]))
+        self.random.set_state(state["random"].cpu())
 
 
 def _groups(network: Backbone, recipe: Recipe) -> Iterator[dict[str, Any]]:
@@ -180,7 +228,8 @@ def _groups(network: Backbone, recipe: Recipe) -> Iterator[dict[str, Any]]:
         if isinstance(module, ActQuantizer):
             for p in module.parameters(recurse=False):
                 owned.add(id(p))
-                yield {"params": [p], "base": recipe.lr_clip * float(p.detach().abs().mean())}
+                unit = float(p.detach().abs().mean()) if recipe.clip_unit == "relative" else 1 / 255
+                yield {"params": [p], "base": recipe.lr_clip * unit}
         elif isinstance(module, BitSelector):
             parameters = list(module.parameters())
             owned.update(id(p) for p in parameters)
@@ -192,116 +241,89 @@ def _groups(network: Backbone, recipe: Recipe) -> Iterator[dict[str, Any]]:
             yield {"params": [p], "base": recipe.lr * scale}
 
 
-def _random_bits(network: Backbone, n: int, random: Generator) -> dict[str, int | Tensor]:
+def _bits(
+    network: Backbone, recipe: Recipe, step: int, random: Generator, share: slice
+) -> tuple[dict[str, int | Tensor] | None, bool]:
+    """Bits that are forced in this step (or ``None``), and whether selectors learn in it."""
+    choose = recipe.bits == "selector" or (recipe.bits == "mixed" and step % 2 == 0)
+    if choose:
+        return None, any(s.selector is not None for s in sites_of(network))
+    if recipe.bits == "largest":
+        quantized = [(s.name, s.quantizer) for s in sites_of(network, "body")]
+        return {name: int(q.bits[-1]) for name, q in quantized if q is not None}, False
+    return {k: v[share] for k, v in _random_bits(network, recipe.batch, random).items()}, False
+
+
+def _random_bits(network: Backbone, n: int, random: Generator) -> dict[str, Tensor]:
     """Bits per site and patch around a level drawn per patch, so that all means occur, and mixtures too."""
-    result: dict[str, int | Tensor] = {}
+    result: dict[str, Tensor] = {}
     level = torch.rand(n, generator=random)
     for site in sites_of(network, "body"):
         assert site.quantizer is not None
         bits = site.quantizer.bits
         position = level * len(bits) - 0.5 + 0.5 * torch.randn(n, generator=random)
-        result[site.name] = bits[position.round().clamp(0, len(bits) - 1).long()]
+        result[site.name] = bits[position.round().clamp(0, len(bits) - 1).long().to(bits.device)]
     return result
 
 
-def _loss(
+def _check(l1: float, at: Position, run: Path) -> None:
+    if not math.isfinite(l1) or l1 > 20 * at.running:
+        raise DivergenceError(
+            f"loss is {l1:.4g} at step {at.step} (running mean {at.running:.4g}); lower lr or start again from "
+            f"the last checkpoint in {run}"
+        )
+
+
+def _validate(
     network: Backbone,
-    teacher: Backbone | None,
-    lr: Tensor,
-    hr: Tensor,
+    crops: CropArrays,
     recipe: Recipe,
-    step: int,
-    random: Generator,
-) -> tuple[Tensor, dict[str, float]]:
-    choose = recipe.bits == "selector" or (recipe.bits == "mixed" and step % 2 == 0)
-    ctx = Context.of(lr, soft=choose and any(s.selector is not None for s in sites_of(network)))
-    if recipe.bits in ("random", "mixed") and not choose:
-        ctx.force_bits = _random_bits(network, len(lr), random)
-    elif recipe.bits == "largest":
-        sizes = {
-            s.name: int(s.quantizer.bits[-1]) for s in sites_of(network, "body") if s.quantizer is not None
-        }
-        ctx.force_bits = dict(sizes)
-    attention = teacher is not None and (recipe.w_attention_end or recipe.w_attention)
-    if attention:
-        ctx.block_outputs = []
-    with native_convolutions():
-        sr = network(lr, ctx)
-        loss = l1_gray_levels(sr, hr)
-        report = {"l1": float(loss.detach())}
-        if teacher is not None:
+    at: Position,
+    tile: int,
+    log: Callable[[str], None],
+    board: Board | None,
+) -> None:
+    """Measure the averaged weights, and keep them if they are the best within the share that counts."""
+    with _weights(network, at.average):
+        found = validate(network, crops, recipe.validation_crops, tile=tile)
+        if board is not None:
+            x = Device(str(next(network.parameters()).device)).tensor(crops.lr[:1])
             with torch.no_grad():
-                other = Context.of(lr)
-                other.block_outputs = [] if attention else None
-                target = teacher(lr, other)
-            if recipe.w_teacher:
-                distance = l1_gray_levels(sr, target)
-                loss = loss + recipe.w_teacher * distance
-                report["teacher"] = float(distance.detach())
-            if attention:
-                assert ctx.block_outputs is not None and other.block_outputs is not None
-                maps = [
-                    attention_transfer(a, b)
-                    for a, b in zip(ctx.block_outputs, other.block_outputs, strict=True)
-                ]
-                loss = loss + recipe.w_attention_end * maps[-1] + recipe.w_attention * torch.stack(maps).sum()
-    soft = [r for r in ctx.records if r.expected_bits is not None]
-    if soft:
-        weight = recipe.w_reg + recipe.w_reg_step * (step // recipe.epoch)
-        expected = [r.expected_bits for r in soft if r.expected_bits is not None]
-        if weight:
-            loss = loss + weight * bit_loss([r.bits for r in soft], expected)
-        report["fqr"] = float(torch.stack([r.bits for r in soft]).mean())
-    return loss, report
+                board.picture(at.step, "validation", picture_of(network(x)))
+            board.scalars(at.step, {"validation/psnr_db": found.psnr_db, "validation/fqr": found.fqr})
+    log(f"step {at.step}/{recipe.steps} validation {found.psnr_db:.3f} dB, FQR {found.fqr:.2f}")
+    if at.step < (1 - recipe.best_share) * recipe.steps:
+        return
+    if at.best is None or _better(found, Validation(at.best_psnr, at.best_fqr, 0), recipe.target_fqr):
+        at.best = {name: value.clone() for name, value in at.average.items()}
+        at.best_psnr, at.best_fqr = found.psnr_db, found.fqr
+
+
+def _better(new: Validation, old: Validation, target: float) -> bool:
+    """More PSNR; with a target first of all nearer to it, where one of the two is more than 0.1 bits away."""
+    if target:
+        distances = [max(0.1, abs(v.fqr - target)) for v in (new, old)]
+        if distances[0] != distances[1]:
+            return distances[0] < distances[1]
+    return new.psnr_db > old.psnr_db
 
 
 @contextmanager
-def native_convolutions() -> Iterator[None]:
-    """Within the block, convolutions and PAMS use the native training kernels where they are built."""
-    with (
-        fastconv.use(),
-        conv2d_implementation(fastconv.conv2d_like),
-        mixture_implementation(fastquant.mixture),
-    ):
-        yield
-
-
-def _save(
-    run: Path,
-    recipe: Recipe,
-    network: Backbone,
-    optimizer: torch.optim.Optimizer,
-    average: dict[str, Tensor],
-    data: PairedCrops,
-    small: PairedCrops,
-    random: Generator,
-    step: int,
-    running: float,
-) -> None:
-    state = {
-        "recipe": json.dumps(asdict(recipe)),
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "average": average,
-        "data": json.dumps(data.state()),
-        "small": json.dumps(small.state()),
-        "random": random.get_state(),
-        "step": step,
-        "running": running,
-    }
-    with replacing(run / "state.pt") as temporary:
-        torch.save(state, temporary)
-
-
-def _load(run: Path, recipe: Recipe) -> dict[str, Any]:
+def _weights(network: Backbone, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the block the network, in evaluation mode, has other weights."""
+    own = {name: p.detach().clone() for name, p in network.named_parameters()}
+    modes = [(module, module.training) for module in network.modules()]
     try:
-        state: dict[str, Any] = torch.load(run / "state.pt", map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{run / 'state.pt'} cannot be read ({error}); delete the folder to start again"
-        ) from error
-    if json.loads(state["recipe"]) != asdict(recipe):
-        raise CheckpointError(
-            f"{run} holds a run with another recipe; name another folder or delete this one"
-        )
-    return state
+        _copy(network, weights)
+        network.eval()
+        yield
+    finally:
+        _copy(network, own)
+        for module, mode in modes:
+            module.training = mode
+
+
+@torch.no_grad()
+def _copy(network: Backbone, weights: Mapping[str, Tensor]) -> None:
+    for name, p in network.named_parameters():
+        p.copy_(weights[name])

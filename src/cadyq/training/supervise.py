@@ -1,9 +1,9 @@
 """Selectors from measured errors: what do fewer bits cost *here*?
 
 The end-to-end gradient reaches a selector through a softmax and a straight-through estimate, and moves it slowly.
-But the answer it should learn can be measured: run the same patches with few and with many bits and compare the
-errors. With d_i the relative error increase of patch i when all sites use the fewest bits, and g_sb the mean
-increase when site s alone uses b bits, the increase caused by b bits at site s of patch i is modelled as
+But the answer it should learn can be measured: run the same tiles with few and with many bits and compare the
+errors. With d_i the relative error increase of tile i when all sites use the fewest bits, and g_sb the mean
+increase when site s alone uses b bits, the increase caused by b bits at site s of tile i is modelled as
 c_i * g_sb, and the best bits minimise c_i * g_sb + lambda * b. Each site predicts log c_i linearly from its own
 inputs (a quasi-Poisson regression, which stays unbiased for increases that come out negative), so that the rule is
 exactly a linear layer followed by an argmax: the selector of the paper, with other weights.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +22,14 @@ from torch import Tensor
 from cadyq.backbones import Backbone
 from cadyq.data.crops import CropArrays
 from cadyq.errors import ArgumentError
-from cadyq.quant.context import Context
+from cadyq.functional.image import luma
+from cadyq.quant.context import Context, TileContext
 from cadyq.quant.site import Site, SiteObserver, sites_of
+from cadyq.training.budget import find_budget
 from cadyq.training.loop import native_convolutions, to_tensor
+from cadyq.training.validate import picture_of
 
-__all__ = ["Sensitivity", "fit_selectors", "measure", "set_budget"]
+__all__ = ["Sensitivity", "chosen_bits", "fit_selectors", "measure", "reach", "set_budget", "tile_errors"]
 
 SHARPNESS = 4.0  # scores per unit of log-sensitivity; sets only how peaked the softmax is, not the choice
 
@@ -37,8 +39,8 @@ class Sensitivity:
     """Measured sensitivities.
 
     Attributes:
-        errors: mean squared error per bit-width, patch: bits -> (n,), squared grey levels.
-        group_error: error at the most bits of the crop that each patch belongs to, (n,).
+        errors: mean squared luma error per bit-width and tile: bits -> (n,), squared gray levels.
+        group_error: error at the most bits of the crop that each tile belongs to, (n,).
         gradient: selector inputs, (n, 2).
         deviations: per site, (n, C).
         site_gain: per site and bit-width: mean increase relative to the most bits, at that site alone.
@@ -51,7 +53,7 @@ class Sensitivity:
     site_gain: dict[str, dict[int, float]]
 
     def target(self) -> Tensor:
-        """Relative error increase of each patch from the most to the fewest bits, mean 1: (n,)."""
+        """Relative error increase of each tile from the most to the fewest bits, mean 1: (n,)."""
         increase = (self.errors[min(self.errors)] - self.errors[max(self.errors)]) / self.group_error
         return increase / increase.mean().clamp_min(1e-12)
 
@@ -65,11 +67,17 @@ class _Deviations(SiteObserver):
             self.found.setdefault(site.name, []).append(ctx.deviation(x))
 
 
-def _patches(crop: NDArray[Any], side: int) -> NDArray[Any]:
-    """(H, W, 3) -> (n, side, side, 3), whole patches only."""
-    rows, cols = crop.shape[0] // side, crop.shape[1] // side
-    cut = crop[: rows * side, : cols * side].reshape(rows, side, cols, side, 3)
-    return cut.transpose(0, 2, 1, 3, 4).reshape(-1, side, side, 3)
+Force = int | dict[str, int | Tensor]
+Errors = Callable[[int, Force], NDArray[np.float64]]
+
+
+def tile_errors(sr: NDArray[np.uint8], hr: NDArray[np.uint8], side: int) -> NDArray[np.float64]:
+    """Mean squared luma error of every whole ``side`` x ``side`` tile of uint8 (H, W, 3) pictures, (tiles,)."""
+    square = (luma(sr) - luma(hr)) ** 2
+    rows, cols = square.shape[0] // side, square.shape[1] // side
+    tiles = square[: rows * side, : cols * side].reshape(rows, side, cols, side)
+    means: NDArray[np.float64] = tiles.mean((1, 3)).ravel()
+    return means
 
 
 @torch.no_grad()
@@ -79,59 +87,79 @@ def measure(
     *,
     n_crops: int,
     n_site_crops: int = 8,
-    patch: int = 48,
+    tile: int = 48,
     seed: int = 0,
+    errors: Errors | None = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> Sensitivity:
-    """Measure what fewer bits cost on ``n_crops`` random crops, and per site on ``n_site_crops`` of them."""
+    """Measure what fewer bits cost on ``n_crops`` random crops, and per site on ``n_site_crops`` of them.
+
+    ``errors`` says what tiles of a crop (its number) lose with forced bits, as `tile_errors` counts it; by default
+    this network says it, but what runs it faster (the integer engine) may.
+    """
     sites = sites_of(network, "body")
     assert sites[0].quantizer is not None
     candidates = [int(b) for b in sites[0].quantizer.bits]
     if len(candidates) < 2:
         raise ArgumentError("network", candidates, "at least two candidate bit-widths above 0")
-    order = np.random.default_rng(seed).permutation(len(crops.lr))[:n_crops]
-    spy = _Deviations()
-    errors: dict[int, list[Tensor]] = {b: [] for b in candidates}
-    gradients, groups = [], []
-    gains: dict[str, dict[int, list[float]]] = {s.name: {b: [] for b in candidates[:-1]} for s in sites}
+    top = candidates[-1]
 
-    def run(lr: Tensor, hr: Tensor, force: int | dict[str, int | Tensor]) -> Tensor:
-        ctx = Context.of(lr)
-        ctx.force_bits = force
-        sr = network(lr, ctx).clamp(0, 1)
-        error: Tensor = (sr - hr).mul(255).square().mean((1, 2, 3))
-        return error
+    def run(index: int, force: Force) -> NDArray[np.float64]:
+        if errors is not None:
+            return errors(index, force)
+        ctx = TileContext(to_tensor(crops.lr[index : index + 1]), tile, force_bits=force)
+        sr = picture_of(network(to_tensor(crops.lr[index : index + 1]), ctx))
+        return tile_errors(sr, np.asarray(crops.hr[index]), tile * network.scale)
 
+    order = np.random.default_rng(seed).permutation(len(crops.lr))[:n_crops].tolist()
+    found: dict[int, list[NDArray[np.float64]]] = {b: [] for b in candidates}
+    gradients, spy = [], _Deviations()
     with native_convolutions():
         for done, index in enumerate(order):
-            lr = to_tensor(_patches(crops.lr[index], patch))
-            hr = to_tensor(_patches(crops.hr[index], patch * network.scale))
-            gradients.append(Context.of(lr).gradient)
             for b in candidates:
-                if b == candidates[-1]:
-                    for site in sites:
-                        site.observer = spy
-                errors[b].append(run(lr, hr, b))
-                for site in sites:
-                    site.observer = None
-            top = errors[candidates[-1]][-1]
-            groups.append(top.mean().expand(len(top)))
-            if done < n_site_crops:
-                all_top = {s.name: candidates[-1] for s in sites}
-                for site in sites:
-                    for b in candidates[:-1]:
-                        lowered = run(lr, hr, {**all_top, site.name: b})
-                        gains[site.name][b].append(float((lowered - top).mean() / top.mean()))
+                found[b].append(run(index, b))
+            gradients.append(_see(network, crops.lr[index : index + 1], tile, top, spy))
             if done % 20 == 19:
                 log(f"measured {done + 1}/{n_crops} crops")
-    gain = {name: {b: float(np.mean(v)) for b, v in per.items()} for name, per in gains.items()}
+        gain: dict[str, dict[int, float]] = {}
+        for site in sites:
+            log(f"measured {len(gain)}/{len(sites)} sites")
+            per_bits = gain.setdefault(site.name, {})
+            for b in candidates[:-1]:
+                force: Force = {s.name: b if s is site else top for s in sites}
+                lost = [
+                    (run(index, force) - best).mean() / best.mean()
+                    for index, best in zip(order[:n_site_crops], found[top], strict=False)
+                ]
+                # Noise must not make a site look free: at least half a standard error.
+                per_bits[b] = float(max(np.mean(lost), 0.5 * np.std(lost) / len(lost) ** 0.5))
+    groups = np.concatenate([np.full(len(e), e.mean()) for e in found[top]])
     return Sensitivity(
-        {b: torch.cat(v) for b, v in errors.items()},
-        torch.cat(groups).clamp_min(1e-2),
+        {b: torch.from_numpy(np.concatenate(e)).float() for b, e in found.items()},
+        torch.from_numpy(groups).float().clamp_min(1e-2),
         torch.cat(gradients),
-        {name: torch.cat(v) for name, v in spy.found.items()},
+        {name: torch.cat(parts) for name, parts in spy.found.items()},
         gain,
     )
+
+
+def _see(network: Backbone, lr: NDArray[np.uint8], tile: int, bits: int, spy: _Deviations) -> Tensor:
+    """Let ``spy`` see what the selectors see of a crop (1, h, w, 3) in tiles; return the tiles' gradients."""
+    x = to_tensor(lr)
+    ctx = TileContext(x, tile, force_bits=bits)
+    sites = sites_of(network, "body")
+    for site in sites:
+        site.observer = spy
+    try:
+        network(x, ctx)
+    finally:
+        for site in sites:
+            site.observer = None
+    # Whole tiles only, as `tile_errors` counts them.
+    whole = (lr.shape[1] // tile, lr.shape[2] // tile)
+    if whole != (ctx.rows, ctx.cols):
+        raise ArgumentError("tile", tile, f"a divisor of the crops' sides {lr.shape[1:3]}")
+    return ctx.gradient
 
 
 def fit_selectors(network: Backbone, seen: Sensitivity, *, ridge: float = 1e-2) -> dict[str, float]:
@@ -207,3 +235,26 @@ def set_budget(network: Backbone, lambda_log: float) -> None:
             if site.selector is not None:
                 steps = torch.arange(len(site.selector.bits), dtype=torch.float32)
                 site.selector.linear.bias.sub_(SHARPNESS * lambda_log * steps)
+
+
+@torch.no_grad()
+def reach(network: Backbone, seen: Sensitivity, fqr: float) -> float:
+    """Set the budget with which the measured tiles get ``fqr`` bits on average; return the mean they get."""
+    sites = [s for s in sites_of(network, "body") if s.selector is not None]
+    present = [0.0]
+
+    def bits_at(knob: float) -> float:
+        set_budget(network, present[0] - knob)
+        present[0] = knob
+        return float(np.mean([float(chosen_bits(site, seen).mean()) for site in sites]))
+
+    knob, found = find_budget(bits_at, fqr)
+    bits_at(knob)
+    return found
+
+
+def chosen_bits(site: Site, seen: Sensitivity) -> Tensor:
+    """Bits that a site's selector chooses for the measured tiles, (n,)."""
+    assert site.selector is not None
+    scores = site.selector(seen.gradient, seen.deviations[site.name])
+    return site.selector.bits[scores.argmax(1)].float()

@@ -1,0 +1,106 @@
+"""Fit the rule by which cells leave the network for bicubic, and place its threshold on validation photos.
+
+    python scripts/fit_exit.py MODEL.safetensors OUT.safetensors --loss 0.03
+
+On training crops every cell's squared luma error is measured twice, through the network (at the most bits) and by
+bicubic. A linear model on the logarithms of six LR statistics predicts the logarithm of the difference (least
+squares), and cells below a threshold exit. The threshold is the largest at which the mean PSNR over validation
+photos falls by at most ``--loss`` dB. OUT is MODEL with the rule; its plan is written by scripts/lower_model.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from cadyq.data.crops import Split, load_crops, read_manifest, read_split
+from cadyq.functional.exit import EPSILON, ExitRule
+from cadyq.functional.image import cell_statistics, luma
+from cadyq.functional.resize import imresize
+from cadyq.io.models import load_model, save_model
+from cadyq.upscale import Model, load
+
+Array = NDArray[np.float64]
+
+
+def cells_of(square: NDArray[Any], side: int) -> Array:
+    """Mean of every whole cell of an error plane (H, W), (rows, cols)."""
+    rows, cols = square.shape[0] // side, square.shape[1] // side
+    return square[: rows * side, : cols * side].reshape(rows, side, cols, side).mean((1, 3), dtype=np.float64)
+
+
+def measure(model: Model, split: Split, limit: int | None, cache: str) -> tuple[Array, Array]:
+    """Errors (crops, cells, 2), network's and bicubic's, and logarithms of statistics (crops, cells, 6)."""
+    crops = load_crops(split, model.scale, cache)
+    order = np.random.default_rng(0).permutation(len(crops.lr))[:limit] if limit else range(len(crops.lr))
+    top = max(bits for site in model.sites for bits in site.candidates)
+    errors, features = [], []
+    for i in track(order, split, transient=True):
+        truth, side = luma(crops.hr[i]), model.tile * model.scale
+        sr = model.upscale(crops.lr[i], force_bits=top).pixels
+        plain = imresize(crops.lr[i], truth.shape[:2])
+        pair = [cells_of((luma(x) - truth) ** 2, side) for x in (sr, plain)]
+        rows, cols = pair[0].shape
+        statistics = cell_statistics(crops.lr[i].astype(np.float32) / 255, model.tile)[:rows, :cols]
+        errors.append(np.stack(pair, -1).reshape(-1, 2))
+        features.append(np.log(statistics + EPSILON).reshape(-1, statistics.shape[2]))
+    return np.array(errors), np.array(features)
+
+
+def fit(errors: Array, features: Array) -> Array:
+    """Weights of the statistics and, last, the bias."""
+    increase = (errors[..., 1] - errors[..., 0]).ravel()
+    flat = features.reshape(-1, features.shape[2])
+    inputs = np.c_[flat, np.ones(len(flat))]
+    # Increases below a hundredth of a squared grey level are all the same to the eye, and to the logarithm.
+    found: Array = np.linalg.lstsq(inputs, np.log(np.maximum(increase, 1e-2)), rcond=None)[0]
+    return found
+
+
+def validation_photos() -> NDArray[np.int64]:
+    """Index of the photo of every validation crop."""
+    split = read_split()
+    names = [(c.source, c.photo) for c in read_manifest() if split[(c.source, c.photo)] == "validation"]
+    order = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([order[name] for name in names])
+
+
+def threshold_for(loss: float, scores: Array, errors: Array, photo: NDArray[np.int64]) -> tuple[float, float]:
+    """Largest threshold whose mean loss over photos stays below ``loss`` dB, and the share that exits."""
+    plain = [errors[photo == p, :, 0].mean() for p in range(photo.max() + 1)]
+    best = (float("-inf"), 0.0)
+    for threshold in np.quantile(scores, np.arange(0.01, 0.9, 0.005)):
+        exits = scores < threshold
+        mixed = np.where(exits, errors[..., 1], errors[..., 0])
+        lost = np.mean([10 * np.log10(mixed[photo == p].mean() / plain[p]) for p in range(len(plain))])
+        if lost <= loss:
+            best = (float(threshold), float(exits.mean()))
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("out")
+    parser.add_argument("--loss", type=float, default=0.03, help="dB on validation photos (default: 0.03)")
+    parser.add_argument("--crops", type=int, default=600)
+    parser.add_argument("--cache", default="runs/cache")
+    options = parser.parse_args()
+    loaded, model = load_model(options.model), load(options.model)
+    model.exit_rule = None
+    weights = fit(*measure(model, "train", options.crops, options.cache))
+    errors, features = measure(model, "validation", None, options.cache)
+    scores = features @ weights[:-1] + weights[-1]
+    threshold, share = threshold_for(options.loss, scores, errors, validation_photos())
+    rule = ExitRule(tuple(weights[:-1].tolist()), float(weights[-1]), threshold)
+    print(f"{share:.1%} of the validation crops' cells of {model.tile} exit at {options.loss} dB; {rule}")
+    record = {**loaded.metadata["training"], "exit": f"fitted on {options.crops} crops, {options.loss} dB"}
+    save_model(options.out, loaded.network, loaded.quantization, training=record, exit_rule=rule)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,339 @@
+"""Float network and a few small pictures -> content-aware network: no large pictures, minutes on a CPU.
+
+1. The float network's own results are the target; the pictures are cut into crops of one size.
+2. Clips, channel scales and grids are observed (`cadyq.quant.convert`).
+3. A short fine-tuning towards the target, bits at random per patch and site, so that one set of weights serves every
+   choice (`cadyq.training.loop`).
+4. What fewer bits cost is measured per tile and per site (`cadyq.training.float_target`), and the selectors are fitted
+   to it (`cadyq.training.supervise`).
+5. The threshold is set so that the pictures take the wanted mean bits.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from cadyq.backbones import Backbone
+from cadyq.backbones.adopt import adopt
+from cadyq.backbones.graph import Graph, flatten
+from cadyq.config import Quantization
+from cadyq.data.crops import CropArrays
+from cadyq.data.sets import find_pictures
+from cadyq.errors import ArgumentError
+from cadyq.io.images import read_image
+from cadyq.io.models import save_model
+from cadyq.quant import convert as conversion
+from cadyq.quant.site import sites_of
+from cadyq.training.float_target import FloatTarget, Report, luma_error, measure_tiles, site_gains
+from cadyq.training.loop import Outcome, Recipe, native_convolutions, to_tensor, train
+from cadyq.training.supervise import fit_selectors, reach
+
+__all__ = ["Calibrated", "Settings", "calibrate", "cut_crops"]
+
+SIDE = 96
+PATCH, BATCH = 32, 16
+SITE_PATCH, N_SITE_PATCHES = 48, 12
+N_OBSERVED, N_COMPARED = 24, 40
+WIDE_ABOVE = 0.002
+"""An edge keeps 16 bits where 8 would raise the error by more than this share of the network's own detail."""
+# Shares of the time; the rest is for the fine-tuning and for what comes before it.
+TILES_SHARE, SITES_SHARE, COMPARE_SHARE = 0.14, 0.10, 0.03
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is wanted, and how long it may take.
+
+    Attributes:
+        bits: candidate bit-widths, ascending, 2 to 8.
+        target_fqr: mean bits over the pictures given.
+        minutes: wall-clock time for everything. The number of steps follows from the machine's speed.
+        steps: steps of the fine-tuning instead: the same work on every machine, in whatever time it takes.
+        tile: side of the decision tiles, in LR pixels.
+        seed: of crops, patches and random bits.
+    """
+
+    bits: tuple[int, ...] = (4, 6, 8)
+    target_fqr: float = 5.5
+    minutes: float = 5.0
+    steps: int | None = None
+    tile: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.bits) < 2 or min(self.bits) < 2:
+            raise ArgumentError("bits", self.bits, "at least two bit-widths of 2 to 8")
+        if not min(self.bits) <= self.target_fqr <= max(self.bits):
+            raise ArgumentError("target_fqr", self.target_fqr, f"{min(self.bits)} to {max(self.bits)}")
+        if self.steps is not None and self.steps < 0:
+            raise ArgumentError("steps", self.steps, "0 or more")
+        if not self.minutes > 0:
+            raise ArgumentError("minutes", self.minutes, "more than 0")
+        self.quantization()
+
+    def quantization(self) -> Quantization:
+        """The form that the integer engine runs."""
+        return Quantization(
+            bits=self.bits,
+            dynamic=True,
+            edges="integer",
+            stream_bits=16,
+            channel_power=0.8,
+            tile=self.tile,
+        )
+
+
+@dataclass
+class Calibrated:
+    """The result.
+
+    Attributes:
+        network: content-aware, in evaluation mode.
+        quantization: its configuration.
+        record: what was done and measured: ``fqr`` and ``psnr_to_float_db`` on the crops, ``steps``, ``seconds``.
+    """
+
+    network: Backbone
+    quantization: Quantization
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike[str], license: str = "not stated") -> None:
+        """Write the model file; ``license`` is that of the weights. Raises `CheckpointError` if it cannot."""
+        save_model(path, self.network, self.quantization, training=self.record, license=license)
+
+
+def calibrate(
+    module: nn.Module,
+    images: str | os.PathLike[str] | Sequence[Any],
+    *,
+    scale: int | None = None,
+    value_range: str = "auto",
+    report: Report = lambda what, done, total: None,
+    **settings: Any,
+) -> Calibrated:
+    """Make a float super-resolution network content-aware.
+
+    Args:
+        module: one of our backbones, or a module of supported operators (docs/calibrate.md); it is not changed.
+        images: a folder of LR pictures, or a list of paths or uint8 arrays (H, W, 3); about 100 are enough.
+        scale: handed to a forward that asks for one; otherwise checked.
+        value_range: what the network takes and returns: ``0:1``, ``0:255``, ``-1:1``, ``0:1,-1:1`` or ``auto``.
+        report: called as the work goes on.
+        settings: those of `Settings`.
+
+    Raises:
+        ArgumentError: an argument is outside what it accepts.
+        UnsupportedError: the network holds a layer that has no quantized form; the message names it.
+        DataError: the folder holds no pictures. ImageError: one of them cannot be read.
+    """
+    known = [f.name for f in dataclasses.fields(Settings)]
+    for key in settings:
+        if key not in known:
+            raise ArgumentError("settings", key, f"one of {', '.join(known)}")
+    wanted = Settings(**settings)
+    start = time.monotonic()
+    crops = cut_crops(images, seed=wanted.seed)
+    network = adopt(module, to_tensor(crops[:2]), scale=scale, value_range=value_range)
+    with native_convolutions():
+        return _Calibration(network, crops, wanted, start, report).run()
+
+
+def cut_crops(
+    images: str | os.PathLike[str] | Sequence[Any], *, n: int = 100, seed: int = 0
+) -> NDArray[np.uint8]:
+    """Cut LR pictures into about ``n`` square crops of one size, at least one of each: (n, side, side, 3).
+
+    Pictures smaller than most others are left out.
+
+    Raises:
+        ArgumentError: no pictures, or all are smaller than 32 pixels. DataError, ImageError: they cannot be read.
+    """
+    sources = find_pictures(images) if isinstance(images, str | os.PathLike) else list(images)
+    pictures = [p if isinstance(p, np.ndarray) else read_image(p).pixels for p in sources]
+    for picture in pictures:
+        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+            raise ArgumentError("images", (picture.shape, str(picture.dtype)), "uint8 arrays (H, W, 3)")
+    sides = sorted(min(p.shape[:2]) for p in pictures)
+    side = min(SIDE, sides[len(sides) // 2] // 8 * 8) if sides else 0
+    if side < PATCH:
+        raise ArgumentError("images", f"{len(sides)} pictures", f"some of at least {PATCH}x{PATCH} pixels")
+    large = [p for p in pictures if min(p.shape[:2]) >= side]
+    rng = np.random.default_rng(seed)
+    result = []
+    for picture in large:
+        height, width = picture.shape[:2]
+        for _ in range(min(-(-n // len(large)), (height // side) * (width // side))):
+            top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+            result.append(picture[top : top + side, left : left + side])
+    return np.stack(result)
+
+
+class _Calibration:
+    """The work in order; `run` reads from top to bottom."""
+
+    def __init__(
+        self, base: Backbone, crops: NDArray[np.uint8], settings: Settings, start: float, report: Report
+    ) -> None:
+        self.base, self.settings, self.report, self.start = base, settings, report, start
+        self.config = settings.quantization()
+        self.seconds = 60 * settings.minutes if settings.steps is None else math.inf
+        self.target = FloatTarget.of(base, crops, report)
+
+    def run(self) -> Calibrated:
+        tile, target = self.settings.tile, self.target
+        network = self._converted()
+        steps = self._fine_tune(network)
+        tiles = self._some(TILES_SHARE, len(self.settings.bits), len(target.crops))
+        seen = measure_tiles(network, target, tiles, tile, self.report)
+        seen.site_gain = self._site_gains(network, seen.errors)
+        explained = fit_selectors(network, seen)
+        some = self._some(COMPARE_SHARE, 1, min(N_COMPARED, len(target.crops)))
+
+        def actual(force: int | None = None) -> tuple[float, float]:
+            return target.compare(network, some, tile, force, self.report)
+
+        wanted = self.settings.target_fqr
+        reach(network, seen, wanted)
+        # The selectors see features of a network in which all others chose, too: a little other than measured.
+        reach(network, seen, 2 * wanted - actual()[0])
+        fqr, psnr_db = actual()
+        record = {
+            "kind": "calibrated against the float network",
+            "n_crops": len(target.crops),
+            "crop": target.crops.shape[1],
+            "steps": steps,
+            "seed": self.settings.seed,
+            "target_fqr": wanted,
+            "fqr": round(fqr, 3),
+            "psnr_to_float_db": round(psnr_db, 3),
+            "psnr_to_float_db_most_bits": round(actual(max(self.settings.bits))[1], 3),
+            "deviance_explained": round(float(np.mean(list(explained.values()))), 4),
+            "seconds": round(time.monotonic() - self.start, 1),
+        }
+        return Calibrated(network, self.config, record)
+
+    def _some(self, share: float, runs: float, most: int) -> list[int]:
+        """Random crops for a measurement of ``runs`` runs per crop that may take a share of the time.
+
+        They are always the same; where steps are given instead of minutes, the time does not matter.
+        """
+        # Fake quantization about doubles the float network's time.
+        per_item = 2 * runs * max(self.target.seconds_per_crop, 1e-6)
+        n = min(most, max(4, share * self.seconds / per_item))
+        order = np.random.default_rng(self.settings.seed).permutation(len(self.target.crops))
+        return [int(i) for i in order[: int(n)]]
+
+    # Quantizers.
+
+    @torch.no_grad()
+    def _converted(self) -> Backbone:
+        self.report("observing features", 0, 1)
+        crops = self.target.crops[:N_OBSERVED]
+        batches = [to_tensor(crops[i : i + 4]) for i in range(0, len(crops), 4)]
+        stats = conversion.observe(self.base, batches)
+        network = self._quantizers(stats)
+        wide = self._wide_edges(network) if isinstance(self.base, Graph) else set()
+        if not wide or not isinstance(self.base, Graph):
+            return network
+        for op in flatten(self.base.ops):
+            if f"layers.{op.get('layer')}.site" in wide:
+                op["site"]["bits"] = 16
+        rebuilt = Graph(self.base.scale, self.base.ops)
+        rebuilt.load_state_dict(self.base.state_dict())
+        self.base = rebuilt.eval()
+        return self._quantizers(stats)
+
+    def _quantizers(self, stats: dict[str, conversion.SiteStatistics]) -> Backbone:
+        network = conversion.convert(self.base, self.config).eval()
+        conversion.calibrate(network, stats, self.config)
+        if isinstance(network, Graph):
+            network.share_grids()
+        return network
+
+    def _wide_edges(self, network: Backbone) -> set[str]:
+        """Edges whose 8 bits would cost too much: few large values may leave too little to the many small ones."""
+        quantizers = {s: s.quantizer for s in sites_of(network, "edge") if s.quantizer is not None}
+        for site in quantizers:
+            site.quantizer = None
+        lr = to_tensor(self.target.crops[:4, :SITE_PATCH, :SITE_PATCH])
+        float_sr = self.base(lr)
+        without = luma_error(network(lr), float_sr)
+        allowed = WIDE_ABOVE * float(self.target.detail[:4].mean())
+        wide = set()
+        for done, (site, quantizer) in enumerate(quantizers.items()):
+            self.report("choosing bits of head and tail", done, len(quantizers))
+            site.quantizer = quantizer
+            if float((luma_error(network(lr), float_sr) - without).mean()) > allowed:
+                wide.add(site.name)
+            site.quantizer = None
+        for site, quantizer in quantizers.items():
+            site.quantizer = quantizer
+        return wide
+
+    # Fine-tuning.
+
+    def _fine_tune(self, network: Backbone) -> int:
+        """Train in place and return the number of steps done."""
+        steps, until = self.settings.steps, math.inf
+        if steps is None:
+            reserved = (TILES_SHARE + SITES_SHARE + 3 * COMPARE_SHARE) * self.seconds
+            until = self.start + self.seconds - reserved
+            per_step = self._seconds_per_step(network)
+            steps = max(0, int((until - time.monotonic()) / per_step))
+        if steps == 0:
+            return 0
+        warmup = min(20, steps // 5)
+        recipe = Recipe(steps, warmup=warmup, ema=0.98, seed=self.settings.seed, **_RECIPE)
+        return self._train(network, recipe, lambda: time.monotonic() > until).steps
+
+    def _seconds_per_step(self, network: Backbone) -> float:
+        """Time a step, on a copy."""
+        times: list[float] = []
+
+        def stop() -> bool:
+            times.append(time.monotonic())
+            return False
+
+        self._train(copy.deepcopy(network), Recipe(3, **_RECIPE), stop)
+        return min(b - a for a, b in pairwise(times))
+
+    def _train(self, network: Backbone, recipe: Recipe, stop: Callable[[], bool]) -> Outcome:
+        targets: Any = self.target.sr  # gray levels as HR crops have them, only not rounded
+        data = CropArrays(self.target.crops, targets)
+
+        def progress(done: int, total: int) -> None:
+            self.report("fine-tuning", done, total)
+
+        with tempfile.TemporaryDirectory() as folder:
+            options: dict[str, Any] = {"log": lambda text: None, "save_every": recipe.steps + 1}
+            return train(network, data, recipe, Path(folder), stop=stop, progress=progress, **options)
+
+    # Selectors.
+
+    def _site_gains(self, network: Backbone, errors: Any) -> dict[str, dict[int, float]]:
+        n_body = len(sites_of(network, "body"))
+        side = min(SITE_PATCH, self.target.crops.shape[1])
+        indices = self._some(1.0, 1, min(N_SITE_PATCHES, len(self.target.crops)))
+        # In crops per site.
+        cost = len(indices) * (side / self.target.crops.shape[1]) ** 2
+        per_site = 2 * cost * max(self.target.seconds_per_crop, 1e-6)
+        n_sites = int(min(n_body, max(4, SITES_SHARE * self.seconds / per_site)))
+        return site_gains(network, self.target, indices, side, n_sites, errors, self.report)
+
+
+_RECIPE: dict[str, Any] = {"batch": BATCH, "patch": PATCH, "lr": 1e-4, "bits": "random"}

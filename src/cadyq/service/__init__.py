@@ -1,0 +1,1 @@
+"""`cadyq serve`: upscaling over HTTP, and a page to look at. Needs the extra ``[web]``."""

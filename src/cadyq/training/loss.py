@@ -1,0 +1,97 @@
+"""The loss of one step, as a module: what several processes average the gradients of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cadyq.backbones import Backbone
+from cadyq.functional.losses import attention_transfer, bit_loss, l1_gray_levels
+from cadyq.quant.context import Context
+from cadyq.quant.layers import conv2d_implementation
+from cadyq.quant.pams import mixture_implementation
+from cadyq.training import fastconv, fastquant
+from cadyq.training.device import Device
+from cadyq.training.recipe import Recipe
+
+__all__ = ["StepLoss", "native_convolutions"]
+
+
+@contextmanager
+def native_convolutions() -> Iterator[None]:
+    """Within the block, convolutions and PAMS use the native training kernels where they are built."""
+    with (
+        fastconv.use(),
+        conv2d_implementation(fastconv.conv2d_like),
+        mixture_implementation(fastquant.mixture),
+    ):
+        yield
+
+
+class StepLoss(nn.Module):
+    """L1 + bit loss + L1 to the teacher + attention transfer (supplement C), in gray levels."""
+
+    def __init__(self, network: Backbone, teacher: Backbone | None, recipe: Recipe, device: Device) -> None:
+        super().__init__()
+        self.network = network
+        # In tuples: neither the teacher's parameters nor the compiled double are ours to train.
+        self._teacher = (teacher,)
+        self._call = (torch.compile(network) if device.compile else network,)
+        self.recipe = recipe
+        self.device = device
+
+    def forward(
+        self, lr: Tensor, hr: Tensor, force: Mapping[str, int | Tensor] | None, soft: bool, bit_weight: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss, and its parts (detached) by name.
+
+        Args:
+            lr: patches (N, 3, h, w) in [0, 1]; ``hr`` (N, 3, H, W) likewise.
+            force: bits per site, instead of the selectors' choice.
+            soft: keep the selectors' straight-through gradients.
+            bit_weight: weight of the bit loss, a sum over patches and sites.
+        """
+        recipe, (teacher,), (call,) = self.recipe, self._teacher, self._call
+        ctx = Context.of(lr, soft=soft)
+        ctx.force_bits = None if force is None else dict(force)
+        if teacher is not None and (recipe.w_attention_end or recipe.w_attention):
+            ctx.block_outputs = []
+        with native_convolutions():
+            with self.device.autocast(self.network):
+                sr = call(lr, ctx)
+            sr = sr.to(hr.dtype)
+            loss = l1_gray_levels(sr, hr)
+            report = {"l1": loss.detach()}
+            if teacher is not None:
+                loss = loss + self._distillation(teacher, lr, sr, ctx, report)
+        soft_records = [r for r in ctx.records if r.expected_bits is not None]
+        if soft_records:
+            bits = [r.bits for r in soft_records]
+            if bit_weight:
+                expected = [r.expected_bits for r in soft_records if r.expected_bits is not None]
+                loss = loss + bit_weight * bit_loss(bits, expected)
+            report["fqr"] = torch.stack(bits).mean()
+        return loss, report
+
+    def _distillation(
+        self, teacher: Backbone, lr: Tensor, sr: Tensor, ctx: Context, report: dict[str, Any]
+    ) -> Tensor:
+        recipe = self.recipe
+        other = Context.of(lr)
+        other.block_outputs = None if ctx.block_outputs is None else []
+        with torch.no_grad(), self.device.autocast(teacher):
+            target = teacher(lr, other)
+        loss = sr.new_zeros(())
+        if recipe.w_teacher:
+            distance = l1_gray_levels(sr, target.to(sr.dtype))
+            loss = loss + recipe.w_teacher * distance
+            report["teacher"] = distance.detach()
+        if ctx.block_outputs is not None and other.block_outputs is not None:
+            pairs = zip(ctx.block_outputs, other.block_outputs, strict=True)
+            maps = [attention_transfer(mine, its) for mine, its in pairs]
+            loss = loss + recipe.w_attention_end * maps[-1] + recipe.w_attention * torch.stack(maps).sum()
+        return loss
