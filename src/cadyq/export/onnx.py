@@ -10,8 +10,9 @@ Two forms:
   which runtimes fuse into integer kernels. Their results are 8-bit too, on ranges seen on calibration pictures;
   layers that read a 16-bit plane stay float32.
 
-Input ``lr``: float32 ``(batch, 3, height, width)`` in [0, 1]. Outputs: ``sr``, the same at ``scale`` times the size,
-and, where bits are chosen, ``bits``: int64 ``(batch, sites)``; the sites' names are in the file's metadata.
+Input ``lr``: float32 ``(batch, colors, height, width)`` in [0, 1]. Outputs: ``sr``, the same at ``scale`` times the
+size, and, where bits are chosen, ``bits``: int64 ``(batch, sites)``; the sites' names are in the file's metadata. Where
+the engine collapsed a tail, pictures measure at least 3x3, and ``qdq`` leaves the outermost LR pixel approximate.
 Equation numbers are those of ``docs/numerics.md``.
 """
 
@@ -55,7 +56,6 @@ LUMA = np.array([19595, 38470, 7471], np.float64) / 65536
 EXACT = 2**24  # float32 holds all integers up to here
 ROW_OF = (1, 0, 2)  # places of rows and columns in order: first, inner, last
 SPACE = [2, 3]
-AXES: list[str | int] = ["batch", 3, "height", "width"]
 
 
 def export_onnx(
@@ -130,6 +130,9 @@ class _Exporter:
         self.results: list[str] = []
         self._gradient = ""
         self._pixels = ""
+        first = plan.steps[0]
+        assert isinstance(first, ImageIn)
+        self.colors = plan.planes[first.dst].channels
 
     def model(self, metadata: dict[str, str], results: bool = False) -> Any:
         """The model; with ``results`` its outputs are those of the convolutions instead."""
@@ -152,7 +155,7 @@ class _Exporter:
             self.g.output("bits", np.int64, ["batch", len(self.plan.sites)])
         sites = json.dumps([site.name for site in self.plan.sites])
         kept = {"scale": str(self.plan.scale), "sites": sites, **metadata}
-        return self.g.model([("lr", AXES)], kept)
+        return self.g.model([("lr", ["batch", self.colors, "height", "width"])], kept)
 
     # --- Picture in and out ---
 
@@ -175,7 +178,7 @@ class _Exporter:
         index = self.g.op("Cast", self.g.op("Add", value, self.g.constant(32768)), to=7)
         table = self.g.constant(step.table16.astype(np.float64) / 65535)
         self.g.op("Gather", table, index, name="sr")
-        self.g.output("sr", np.float32, ["batch", 3, "sr_height", "sr_width"])
+        self.g.output("sr", np.float32, ["batch", self.colors, "sr_height", "sr_width"])
 
     def _bicubic(self, base: Bicubic) -> str:
         """Equation (16): sums of integers in float64, exact."""
@@ -330,7 +333,7 @@ class _Exporter:
         if self._gradient:
             return self._gradient
         g = self.g
-        gray = g.op("Conv", "lr", g.constant(LUMA[None, :, None, None]))
+        gray = "lr" if self.colors == 1 else g.op("Conv", "lr", g.constant(LUMA[None, :, None, None]))
         padded = g.op("Pad", gray, g.constant([0, 0, 1, 1, 0, 0, 1, 1], np.int64), mode="edge")
         dx = np.outer([1, 2, 1], [-1, 0, 1]) / 8
         sobel = g.op("Conv", padded, g.constant(np.stack([dx, dx.T])[:, None]))
