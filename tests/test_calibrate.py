@@ -20,8 +20,8 @@ from cadyq.training.float_target import FloatTarget, site_gains
 from cadyq.upscale import load
 
 CODE = """
-import torch
 from torch import nn
+from torch.nn import functional as F
 
 class Net(nn.Module):
     def __init__(self):
@@ -35,7 +35,7 @@ class Net(nn.Module):
         y = self.head(x)
         for block in self.body:
             y = y + block(y)
-        return self.tail(y)
+        return 0.3 * self.tail(y) + F.interpolate(x, scale_factor=2)
 
 def broken():
     raise OSError("no such thing")
