@@ -247,12 +247,12 @@ def test_weights_that_only_spandrel_might_know(folder, monkeypatch):
 def test_networks_that_spandrel_loads(tmp_path):
     pytest.importorskip("spandrel", reason="spandrel is not installed")
     from spandrel.architectures.Compact import Compact
-    from spandrel.architectures.ESRGAN import RRDBNet
+    from spandrel.architectures.ESRGAN import ESRGAN
 
     torch.manual_seed(0)
     makers = {
         "compact": lambda: Compact(num_feat=16, num_conv=3, upscale=4),
-        "esrgan": lambda: RRDBNet(num_filters=16, num_blocks=1, scale=4),
+        "esrgan": lambda: ESRGAN(num_filters=16, num_blocks=1, scale=4),
     }
     for name, make in makers.items():
         torch.save(make().state_dict(), tmp_path / f"{name}.pth")
