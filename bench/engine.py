@@ -1,6 +1,6 @@
 """Times the integer engine: whole network and per stage, on random plans.
 
-    python bench/engine.py [--size 480x270] [--threads 1 2] [--shape prelu9|relu3] [--runs 9] [--isa ...]
+    python bench/engine.py [--size 480x270] [--threads 1 2] [--shape SHAPE ...] [--runs 9] [--isa ...]
 
 Configurations are interleaved; minimum and median are printed.
 """
@@ -20,6 +20,14 @@ from cadyq.engine.synthetic import Shape, random_picture, random_plan
 SHAPES = {
     "prelu9": Shape(),
     "relu3": Shape(act="relu", stage_act="none", head=3, tail=3),
+    # the same with its tail as one convolution, and its blocks' codes as shortcuts
+    "collapsed": Shape(act="relu", head=3, tail=5, quantized_skip=True, collapsed=True),
+    "fusions": Shape(
+        blocks=9, act="relu", stage_act="relu", head=3, head_bits=8, tail=3, rectify=True, fusions=True
+    ),
+    "distilled": Shape(
+        blocks=4, head=3, head_bits=8, distilled=True, collapsed=True, tail=5, bicubic="symmetric"
+    ),
 }
 
 

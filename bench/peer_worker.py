@@ -226,30 +226,55 @@ def has_vnni() -> bool:
 
 
 def quantize_onnxruntime(source: Path, target: Path, crops: Any) -> None:
-    """Static QDQ by onnxruntime's own tool: u8 activations, s8 weights per channel (7 bits where sums saturate)."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    """Static QDQ by onnxruntime's own tool: u8 activations, s8 weights per channel (7 bits where sums saturate).
+
+    Its default calibration (smallest and largest value) suits networks without outliers only, so ranges that leave
+    out 0.01 % are tried as well; what comes closer to the float network on the last crops is kept.
+    """
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.rest = iter(crops)
+        def __init__(self, pictures: Any) -> None:
+            self.rest = iter(pictures)
 
         def get_next(self) -> dict[str, Any] | None:
             crop = next(self.rest, None)
             return None if crop is None else {"lr": planar(crop)}
 
+    def outputs(path: Path) -> Any:
+        network = OnnxRuntime(path, crops[0], os.cpu_count() or 1, "")
+        return np.stack([network.any(crop) for crop in crops[-4:]]).clip(0, 1)
+
     prepared = target.with_suffix(".prepared.onnx")
     quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-    quantize_static(
-        str(prepared),
-        str(target),
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        reduce_range=not has_vnni(),
-    )
+    wanted, best = outputs(source), np.inf
+    # Histograms keep every value of every crop they see.
+    for method, used in ((CalibrationMethod.MinMax, crops), (CalibrationMethod.Percentile, crops[:8])):
+        tried = target.with_suffix(f".{method.name}.onnx")
+        quantize_static(
+            str(prepared),
+            str(tried),
+            Reader(used),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=not has_vnni(),
+            calibrate_method=method,
+            extra_options={"CalibPercentile": 99.99} if method is CalibrationMethod.Percentile else {},
+        )
+        error = float(np.square(outputs(tried) - wanted).mean())
+        print(f"{method.name}: {-10 * np.log10(error):.2f} dB to the float network")
+        if error < best:
+            best = error
+            tried.replace(target)
     prepared.unlink()
 
 

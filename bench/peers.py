@@ -52,7 +52,7 @@ from cadyq.engine.run import available_isas
 from cadyq.engine.synthetic import random_picture
 from cadyq.errors import CadyqError, DataError, UnsupportedError
 from cadyq.functional.fidelity import psnr_y
-from cadyq.functional.image import to_uint8
+from cadyq.functional.image import to_levels
 from cadyq.io.files import write_atomic
 from cadyq.io.importers import import_float
 from cadyq.io.models import load_model
@@ -241,8 +241,7 @@ def save_static(name: str, network: Backbone, is_trained: bool, crops: Any, path
     converted = convert(network, STATIC8).eval()
     calibrate(converted, observe(network, batches), STATIC8)
     plan = lower(converted, STATIC8)
-    costs = tuple(0.0 for _ in plan.sites)
-    save_plan(path, plan, {"backbone": name, "scale": 4}, macs=costs, parameters=0, radius=network.radius)
+    save_plan(path, plan, {"backbone": name, "scale": 4}, parameters=0, radius=network.radius)
     return "calibrated, not fine-tuned"
 
 
@@ -343,7 +342,7 @@ def measure_quality(one: Contestant, data: str, limit: int | None, scratch: Path
         np.save(source, pair.lr)
         one.ask("picture", str(source), str(scratch))
         output = np.load(scratch)
-        pixels = output if output.dtype == np.uint8 else to_uint8(output)
+        pixels = output if output.dtype == np.uint8 else to_levels(output)
         found.append(psnr_y(pixels, pair.hr, 4))
     one.psnr_db[data if limit is None else f"{data}, first {limit}"] = float(np.mean(found))
 

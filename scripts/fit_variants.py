@@ -22,7 +22,7 @@ from cadyq.data.crops import load_crops
 from cadyq.functional.image import gray
 from cadyq.io.checkpoints import save_checkpoint
 from cadyq.quant.selector import SELECTOR_INPUTS, BitSelector
-from cadyq.report.networks import Network, scan
+from cadyq.report.networks import read_network
 from cadyq.report.variants import SCORES, score_tiles
 from cadyq.training.supervise import Sensitivity, _quasi_poisson, site_increments
 
@@ -91,9 +91,7 @@ def fit_lookup(
     candidates = sorted(seen.errors)
     row = np.searchsorted(limits, score, side="right")
     target = seen.target().double().numpy()
-    mean = np.array(
-        [target[row == k].mean() if (row == k).any() else 1.0 for k in range(len(limits) + 1)]
-    )
+    mean = np.array([target[row == k].mean() if (row == k).any() else 1.0 for k in range(len(limits) + 1)])
     weight = np.bincount(row, minlength=len(mean)) / len(row)
     mean = monotone(mean, weight)  # the successors' rules are: a busier tile never gets fewer bits
     gains = log_gains(seen, sites, candidates)
@@ -129,9 +127,7 @@ def main() -> None:
     parser.add_argument("--cache", default="runs/cache")
     parser.add_argument("-o", "--output", type=Path, default=Path("src/cadyq/report/selectors"))
     options = parser.parse_args()
-    networks = [n for n in scan([options.model.parent], shipped=False) if n.path == options.model]
-    assert networks, f"{options.model} is no model file"
-    network: Network = networks[0]
+    network = read_network(options.model)
     seen = Sensitivity(**torch.load(options.measured, weights_only=True))
     sites, candidates = list(seen.deviations), sorted(seen.errors)
     arrays: dict[str, Array] = {}

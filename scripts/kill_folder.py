@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -56,6 +57,9 @@ def torture(room: Path, kills: int, n_pictures: int, rng: random.Random) -> int:
             process.kill()
             done += 1
         process.communicate()
+        if process.returncode not in (0, -signal.SIGKILL):
+            print(f"kill {done}: a job failed by itself with code {process.returncode}")
+            return 1
         found = contents(output)
         wrong = [name for name, content in found.items() if expected.get(name) != content]
         lost = sorted(before - set(found))

@@ -12,7 +12,6 @@ from cadyq.io.models import load_model
 from cadyq.io.plans import save_plan
 from cadyq.io.shipped import MODEL_SUFFIX, PLAN_SUFFIX, model_path
 from cadyq.lowering import lower
-from cadyq.quant.site import sites_of
 
 
 def main() -> None:
@@ -28,7 +27,6 @@ def main() -> None:
         target,
         plan,
         loaded.metadata,
-        macs=tuple(site.macs_per_pixel for site in sites_of(network, "body")),
         parameters=build_backbone(network.name, **network.config).n_parameters(),
         radius=network.radius,
         exit_rule=loaded.exit_rule,

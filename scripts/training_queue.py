@@ -341,7 +341,7 @@ def pack(source: Path, weights: Path | None, target: Path) -> list[Path]:
         size += entry
     shards = [target / f"shard-{number:02}.tar" for number in range(len(groups))]
     for shard, group in zip(shards, groups, strict=True):
-        with tarfile.open(shard, "w") as archive:
+        with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as archive:
             for path, name in group:
                 archive.add(path, name, recursive=False)
     return shards

@@ -39,13 +39,11 @@ def files(tmp_path_factory):
     network, config = network_of()
     model = folder / "small-x4.safetensors"
     save_model(model, network, config)
-    macs = tuple(s.macs_per_pixel for s in sites_of(network, "body"))
     metadata = {"backbone": "srresnet", "scale": 4, "quantization": {}, "license": "Apache-2.0"}
     save_plan(
         folder / "small-x4.plan.safetensors",
         lower(network, config),
         metadata,
-        macs=macs,
         parameters=1,
         radius=network.radius,
     )
@@ -109,7 +107,11 @@ def test_zero_bits_and_wide_layers_are_lowered():
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [({"edges": "float"}, "edges"), ({"quantizer": "linq"}, "linq"), ({"stream_bits": 0}, "stream_bits")],
+    [
+        ({"edges": "float"}, "edges"),
+        ({"quantizer": "daq", "channel_power": 0.0}, "DAQ"),
+        ({"stream_bits": 0}, "stream_bits"),
+    ],
 )
 def test_what_has_no_integer_form_is_named(change, word):
     network, config = network_of()

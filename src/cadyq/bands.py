@@ -121,6 +121,7 @@ class Bands:
             if self.exits[self._cells(down.keep)].any():
                 self._fill_exits(down, band)
             yield band
+            del band  # a band can be large; the next one must not be computed beside it
 
     def _block(self, down: Strip, side: Strip, band: Levels) -> None:
         outer = self._cells(down.read), self._cells(side.read)

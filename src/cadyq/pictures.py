@@ -27,7 +27,7 @@ from cadyq.io.images import (
 )
 from cadyq.io.shipped import default_model, model_path, plan_path, shipped_scales
 from cadyq.io.stream import STREAMED_FORMATS, FileRows, has_vips, reduced, split_channels, write_rows
-from cadyq.upscale import Figures, Mode, Model, Progress, load
+from cadyq.upscale import Figures, Mode, Model, OnPart, Progress, load
 
 __all__ = ["STREAM_PIXELS", "PictureTask", "Wanted", "choose_model", "prepare"]
 
@@ -129,7 +129,7 @@ class PictureTask:
         """
         try:
             with replacing(self.target, ready) as temporary:
-                figures, notes = (self._stream if self.is_streamed else self._in_memory)(temporary, progress)
+                figures, notes = self.make(temporary, progress)
         except OSError as error:
             raise ImageError(f"{self.target} cannot be written: {error}") from error
         return {
@@ -148,15 +148,32 @@ class PictureTask:
             "notes": [*self.notes, *notes],
         }
 
+    def make(
+        self, path: Path, progress: Progress | None = None, on_part: OnPart | None = None
+    ) -> tuple[Figures, tuple[str, ...]]:
+        """Write the result to ``path``, whatever it is called; return what it cost, and further notes.
+
+        Raises as `run` does, and `OSError` as the file system does. ``on_part`` is that of `Model.upscale`.
+        """
+        return (self._stream if self.is_streamed else self._in_memory)(path, progress, on_part)
+
     def read(self) -> Picture:
         """The decoded source. Raises as `read_image` does."""
         return read_image(self.source, self.wanted.max_pixels, deep=self.wanted.depth == 16)
 
-    def _in_memory(self, path: Path, progress: Progress | None) -> tuple[Figures, tuple[str, ...]]:
+    def _in_memory(
+        self, path: Path, progress: Progress | None, on_part: OnPart | None
+    ) -> tuple[Figures, tuple[str, ...]]:
         source, w = self.read(), self.wanted
         check_output(self.target.suffix, w.quality, source.alpha is not None)
         found = model(self.model_name).upscale(
-            source, mode=w.mode, tile=w.tile, budget=w.budget, threads=w.threads, progress=progress
+            source,
+            mode=w.mode,
+            tile=w.tile,
+            budget=w.budget,
+            threads=w.threads,
+            progress=progress,
+            on_part=on_part,
         )
         picture = found.picture()
         if picture.pixels.shape[:2] != self.size:
@@ -165,11 +182,13 @@ class PictureTask:
         save_picture(path, self.target.suffix, picture, w.quality)
         return found, source.notes
 
-    def _stream(self, path: Path, progress: Progress | None) -> tuple[Figures, tuple[str, ...]]:
+    def _stream(
+        self, path: Path, progress: Progress | None, on_part: OnPart | None
+    ) -> tuple[Figures, tuple[str, ...]]:
         w, header = self.wanted, self.header
         source = FileRows(self.source, w.depth)
         found = model(self.model_name).upscale_rows(
-            source, tile=w.tile, budget=w.budget, threads=w.threads, progress=progress
+            source, tile=w.tile, budget=w.budget, threads=w.threads, progress=progress, on_part=on_part
         )
         rows: Iterable[Levels] = found.rows()
         if found.shape[:2] != self.size:

@@ -70,6 +70,7 @@ OnPart: TypeAlias = "Callable[[Part], None]"
 DEFAULT_TILE = 48
 _PATCHES_AT_ONCE = 4
 _PATCH, _PATCH_OVERLAP = 96, 6
+_ROWS_AT_ONCE = 64
 _LARGEST_TILE = 1024
 
 
@@ -171,11 +172,19 @@ class StreamedResult:
         dtype: uint8 or uint16, that of the picture.
     """
 
-    def __init__(self, source: PictureRows, bands: Bands, scale: int, figures: Callable[[_Cells], Figures]):
+    def __init__(
+        self,
+        source: PictureRows,
+        bands: Bands,
+        scale: int,
+        figures: Callable[[_Cells], Figures],
+        on_part: OnPart | None = None,
+    ) -> None:
         height, width = source.shape
         self.shape = (height * scale, width * scale, (1 if source.is_gray else 3) + source.has_alpha)
         self.dtype = source.dtype
         self._source, self._bands, self._scale, self._figures = source, bands, scale, figures
+        self._on_part = on_part
 
     def rows(self) -> Iterator[Levels]:
         """Compute the picture from top to bottom, ``(rows, width, channels)`` at a time; once."""
@@ -189,8 +198,14 @@ class StreamedResult:
                 last = min(lr_height, (top + len(band)) // self._scale + 4)
                 part = self._source.alpha(first, last)
                 alpha = imresize_rows(part, first, lr_height, (height, width), (top, top + len(band)))
-            yield _joined(band, self._source.is_gray, alpha)
+            _tell(self._on_part, self._bands, self._scale, top, band)
             top += len(band)
+            pieces = _joined(band, self._source.is_gray, alpha)
+            del band, alpha
+            # Small pieces, so that what writes them need not hold a second band.
+            for first in range(0, len(pieces), _ROWS_AT_ONCE):
+                yield pieces[first : first + _ROWS_AT_ONCE]
+            del pieces
 
     def figures(self) -> Figures:
         """What it cost, when all rows were computed."""
@@ -219,7 +234,7 @@ class Model:
     def __init__(self, loaded: LoadedModel | None, name: str = "", plan: LoadedPlan | None = None) -> None:
         self._loaded = loaded
         self.plan = plan
-        self.engine = EngineRuntime(plan.plan, plan.macs) if plan is not None else None
+        self.engine = EngineRuntime(plan.plan) if plan is not None else None
         if plan is not None and self.engine is not None:
             self.name = name
             self.sites: list[SiteCost] = self.engine.sites
@@ -331,6 +346,7 @@ class Model:
         budget: float = 0.0,
         threads: int | None = None,
         progress: Progress | None = None,
+        on_part: OnPart | None = None,
         runtime: Runtime = "auto",
     ) -> StreamedResult:
         """Upscale a picture that does not fit into memory: rows in, rows out, as `upscale` in mode ``tiles``.
@@ -342,7 +358,7 @@ class Model:
         start = time.perf_counter()
         bands = self.bands(source, tile, budget, None, progress, chosen, threads)
         figures = partial(self._figures, mode="tiles", tile=tile, start=start, runtime=chosen)
-        return StreamedResult(source, bands, self.scale, figures)
+        return StreamedResult(source, bands, self.scale, figures, on_part)
 
     def bands(
         self,
@@ -429,6 +445,15 @@ class Model:
             seconds=time.perf_counter() - start,
             runtime=runtime,
         )
+
+
+def _tell(on_part: OnPart | None, bands: Bands, scale: int, top: int, band: Levels) -> None:
+    """Show a band that begins at a row of the result."""
+    if on_part is not None:
+        y0, y1 = top // scale, (top + len(band)) // scale
+        rows = slice(y0 // bands.grid.tile, -(-y1 // bands.grid.tile))
+        found = {name: grid[rows] for name, grid in bands.bits.items()}
+        on_part(Part((y0, y1, 0, bands.grid.width), band, found))
 
 
 def _joined(rgb: Levels, is_gray: bool, alpha: Levels | None) -> Levels:
@@ -558,7 +583,8 @@ class _Job:
         from cadyq.quant.infer import run_batch
 
         size = self.tile_size
-        cut = published_patches(*self.rgb.shape[:2], size, max(1, size - _PATCH_OVERLAP))
+        height, width = self.rgb.shape[:2]
+        cut = published_patches(height, width, size, max(1, size - _PATCH_OVERLAP))
         shape = (len(np.unique(cut.read[:, 0])), len(np.unique(cut.read[:, 2])))
         sizes = np.stack([cut.read[:, 1] - cut.read[:, 0], cut.read[:, 3] - cut.read[:, 2]], axis=1)
         result, bits, done = self._canvas(), self._no_bits(shape), 0
@@ -591,17 +617,9 @@ class _Job:
         result, top = self._canvas(), 0
         for band in bands:
             result[top : top + len(band)] = band
-            self._tell(top, band, bands.bits)
+            _tell(self.on_part, bands, self.model.scale, top, band)
             top += len(band)
         return _Cells(result, bands.bits, bands.grid.areas.reshape(bands.exits.shape), bands.exits)
-
-    def _tell(self, top: int, band: Levels, bits: dict[str, NDArray[np.uint8]]) -> None:
-        """Show a band that begins at a row of the result."""
-        if self.on_part is not None:
-            y0, y1 = top // self.model.scale, (top + len(band)) // self.model.scale
-            rows = slice(y0 // self.tile_size, -(-y1 // self.tile_size))
-            found = {name: grid[rows] for name, grid in bits.items()}
-            self.on_part(Part((y0, y1, 0, self.rgb.shape[1]), band, found))
 
     @property
     def _network(self) -> Any:

@@ -138,3 +138,13 @@ def test_names_are_known_ones(tmp_path):
     with pytest.raises(ArgumentError, match="DIV2K"):
         download("DIV8K", tmp_path)
     assert [a.n_pictures for a in ARCHIVES["DIV2K"]] == [800, 100]
+
+
+def test_command_fetches_and_prints_folders(server, tmp_path, monkeypatch, capsys):
+    from cadyq.cli import main
+
+    monkeypatch.setitem(ARCHIVES, "DIV2K", (archive(server),))
+    assert main(["download", "DIV2K", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "DIV2K_train_HR")
+    assert main(["download", "DIV8K", str(tmp_path)]) == ArgumentError.exit_code
+    assert "DIV2K" in capsys.readouterr().err

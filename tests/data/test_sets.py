@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cadyq.data.sets import DATA_SETS, data_root, find_pictures, load_pairs
 from cadyq.errors import ArgumentError, DataError, ImageError
@@ -83,3 +84,13 @@ def test_bicubic_reaches_its_published_figures(pictures_root):
 @pytest.mark.parametrize("name", ["Set14", "Urban100", "Large2K", "Large4K"])
 def test_the_given_sets_are_complete(pictures_root, name):
     assert len(find_pictures(name, pictures_root)) == DATA_SETS[name].n_pictures
+
+
+@pytest.mark.parametrize("room", ["test2k/HR/X4", "test2K/HR/x4", "Test2K/HR", "Test2K"])
+def test_layouts_of_classsr(tmp_path, room):
+    folder = tmp_path / room
+    folder.mkdir(parents=True)
+    for index in range(1201, 1301):
+        Image.new("RGB", (8, 8)).save(folder / f"{index}.png")
+    found = find_pictures("Test2K", tmp_path)
+    assert [found[0].stem, found[-1].stem, len(found)] == ["1201", "1300", 100]

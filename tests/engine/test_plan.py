@@ -9,40 +9,50 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cadyq.engine.plan import Block, Layer, Plan
+from cadyq.engine.plan import Block, Layer, Part, Plan
+from cadyq.engine.plan_arrays import from_arrays, to_arrays
 from cadyq.engine.synthetic import Shape, random_plan
 from cadyq.errors import CheckpointError
 
 SHAPE = Shape(channels=8, blocks=1, bits=(0, 4, 8), tile=8, stages=(2,), head=3, tail=3)
+# Together these hold every kind of array.
+SHAPES = (
+    SHAPE,
+    replace(SHAPE, quantized_skip=True, bicubic="symmetric"),
+    replace(SHAPE, bits=(8,), distilled=True, own_range=True, collapsed=True),
+)
 
 
-def test_round_trip():
-    plan = random_plan(SHAPE)
-    arrays, meta = plan.to_arrays()
-    again, meta_again = Plan.from_arrays(arrays, json.loads(json.dumps(meta))).to_arrays()
+@pytest.mark.parametrize("shape", SHAPES)
+def test_round_trip(shape):
+    plan = random_plan(shape)
+    arrays, meta = to_arrays(plan)
+    again, meta_again = to_arrays(from_arrays(arrays, json.loads(json.dumps(meta))))
     assert meta == meta_again
     assert arrays.keys() == again.keys()
     for key in arrays:
         np.testing.assert_array_equal(arrays[key], again[key])
 
 
-def test_every_missing_array_is_refused():
-    arrays, meta = random_plan(SHAPE).to_arrays()
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_missing_array_is_refused(shape):
+    arrays, meta = to_arrays(random_plan(shape))
     for key in arrays:
         with pytest.raises(CheckpointError, match="plan"):
-            Plan.from_arrays({k: v for k, v in arrays.items() if k != key}, meta)
+            from_arrays({k: v for k, v in arrays.items() if k != key}, meta)
 
 
-def test_every_array_of_another_shape_or_type_is_refused():
-    arrays, meta = random_plan(SHAPE).to_arrays()
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_array_of_another_shape_or_type_is_refused(shape):
+    arrays, meta = to_arrays(random_plan(shape))
     for key, value in arrays.items():
         for wrong in (value[:-1], value.astype(np.complex64)):
             with pytest.raises(CheckpointError, match="plan"):
-                Plan.from_arrays({**arrays, key: wrong}, meta)
+                from_arrays({**arrays, key: wrong}, meta)
 
 
 def test_fuzzed_metadata_is_refused_or_harmless():
-    arrays, meta = random_plan(SHAPE).to_arrays()
+    arrays, meta = to_arrays(random_plan(SHAPE))
     text = json.dumps(meta)
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -53,13 +63,13 @@ def test_fuzzed_metadata_is_refused_or_harmless():
         except ValueError:
             continue
         with contextlib.suppress(CheckpointError):
-            Plan.from_arrays(arrays, loaded).validate()
+            from_arrays(arrays, loaded).validate()
 
 
 def test_foreign_version_is_refused():
-    arrays, meta = random_plan(SHAPE).to_arrays()
+    arrays, meta = to_arrays(random_plan(SHAPE))
     with pytest.raises(CheckpointError, match="version"):
-        Plan.from_arrays(arrays, {**meta, "version": 99})
+        from_arrays(arrays, {**meta, "version": 99})
 
 
 def _edit(plan: Plan, index: int, **fields: object) -> Plan:
@@ -68,20 +78,29 @@ def _edit(plan: Plan, index: int, **fields: object) -> Plan:
     return replace(plan, steps=tuple(steps))
 
 
+def _layer(block: Block, i: int, **fields: object) -> tuple[Layer, ...]:
+    return tuple(replace(layer, **fields) if j == i else layer for j, layer in enumerate(block.layers))
+
+
 def test_semantic_errors_are_named():
     plan = random_plan(SHAPE)
-    layer = plan.steps[1]
+    layer, block = plan.steps[1], plan.steps[2]
     assert isinstance(layer, Layer)
+    assert isinstance(block, Block)
     wide = replace(layer.conv, factor=np.full_like(layer.conv.factor, 1e5))
     with pytest.raises(CheckpointError, match="largest result"):
         _edit(plan, 1, conv=wide).validate()
     with pytest.raises(CheckpointError, match="read before"):
-        _edit(plan, 3, residual=3).validate()
-    block = plan.steps[2]
-    assert isinstance(block, Block)
-    first, second = block.convs
-    bad = replace(second, site=None, factor=second.factor[:1])
-    with pytest.raises(CheckpointError, match=r"convolution 1"):
-        _edit(plan, 2, convs=(first, bad)).validate()
+        _edit(plan, 1, src=(Part(5, 0, 3),)).validate()
+    second = block.layers[1].conv
+    bare = replace(second, site=None, factor=second.factor[:1])
+    with pytest.raises(CheckpointError, match=r"layer 1: site"):
+        _edit(plan, 2, layers=_layer(block, 1, conv=bare)).validate()
+    with pytest.raises(CheckpointError, match=r"channels"):
+        _edit(plan, 2, layers=_layer(block, 0, src=(Part(block.src, 1, 8),))).validate()
+    with pytest.raises(CheckpointError, match=r"layer 0: dst"):
+        _edit(plan, 2, layers=_layer(block, 0, dst=block.dst)).validate()
+    with pytest.raises(CheckpointError, match=r"groups"):
+        _edit(plan, 2, layers=_layer(block, 1, conv=replace(second, groups=3))).validate()
     with pytest.raises(CheckpointError, match="tile"):
         replace(plan, tile=1000).validate()

@@ -22,7 +22,30 @@ SMALL = {
     "saturating": Shape(channels=32, blocks=3, bits=(4, 8), tile=20, stages=(2,), gain=25.0, tail=5),
     "grey": Shape(channels=32, blocks=2, bits=(0, 3, 5), tile=13, stages=(4,), colors=1, tail=7),
     "wide": Shape(channels=96, blocks=1, bits=(7, 8), tile=9, stages=(2,), tail=3),
-}
+    "quantized skip": Shape(
+        channels=64, blocks=2, bits=(0, 4, 8), tile=16, act="relu", quantized_skip=True, stages=(2,), tail=3
+    ),
+    "fusions": Shape(
+        channels=64, blocks=2, bits=(0, 5, 8), tile=16, rectify=True, fusions=True, head=3, head_bits=8,
+        stages=(3,), stage_act="relu", tail=3,
+    ),
+    "grouped": Shape(
+        channels=20, blocks=2, bits=(4, 8), tile=12, rectify=True, fusions=True, groups=4, stages=(2,), tail=3
+    ),
+    "distilled": Shape(
+        channels=64, blocks=1, bits=(4, 8), tile=20, distilled=True, head=3, head_bits=8, stages=(2,), tail=3,
+        bicubic="symmetric",
+    ),
+    "distilled, thin": Shape(
+        channels=20, blocks=2, bits=(3, 8), tile=12, distilled=True, stages=(3,), tail=5, collapsed=True,
+        bicubic="replicate",
+    ),
+    "own range": Shape(channels=64, blocks=1, bits=(4, 8), tile=12, own_range=True, stages=(2,), tail=3),
+    "own range, skipped": Shape(
+        channels=32, blocks=2, bits=(4, 8), tile=12, own_range=True, quantized_skip=True, stages=(2,), tail=3
+    ),
+    "collapsed": Shape(channels=64, blocks=1, tile=16, head=3, stages=(2, 2), tail=5, collapsed=True),
+}  # fmt: skip
 
 
 def assert_equal(plan, image, threads=2, portable=True, **masks):
@@ -31,7 +54,7 @@ def assert_equal(plan, image, threads=2, portable=True, **masks):
     for isa in available_isas():
         if isa == "portable" and not portable:
             continue
-        got = Engine(plan, threads).upscale(image, **masks)
+        got = Engine(plan, threads, isa).upscale(image, **masks)
         np.testing.assert_array_equal(got.choice, expected.choice)
         np.testing.assert_array_equal(got.bits, expected.bits)
         np.testing.assert_array_equal(got.image, expected.image)

@@ -50,7 +50,7 @@ def metric(client, name):
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "avif"])
 def test_the_result_is_the_command_lines(client, tmp_path, suffix):
     source, target = tmp_path / "in.png", tmp_path / f"out.{suffix}"
     source.write_bytes(png())
@@ -63,7 +63,7 @@ def test_the_result_is_the_command_lines(client, tmp_path, suffix):
     assert answer.status_code == 200
     assert answer.content == target.read_bytes()
     assert answer.headers["content-type"] == {
-        "png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "tif": "image/tiff"
+        "png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "tif": "image/tiff", "avif": "image/avif"
     }[suffix]  # fmt: skip
     assert 4 <= float(answer.headers["x-cadyq-fqr"]) <= 8
 
@@ -245,7 +245,7 @@ def test_the_page_and_nothing_else(client):
 def test_what_is_offered_and_described(client):
     offer = client.get("/v1/models").json()
     assert [(one["name"], one["is_default"]) for one in offer["models"]] == [(MODEL, True)]
-    assert offer["formats"] == ["png", "jpg", "webp", "tif"]
+    assert offer["formats"] == ["png", "jpg", "webp", "tif", "avif"]
     described = client.get("/openapi.json").json()
     assert set(described["paths"]) == {
         "/v1/upscale", "/v1/jobs", "/v1/jobs/{job_id}", "/v1/jobs/{job_id}/result", "/v1/jobs/{job_id}/bits",

@@ -102,3 +102,19 @@ def test_warmup_and_cosine():
     recipe = Recipe(steps=100, warmup=10)
     assert recipe.rate(0) == pytest.approx(0.1)
     assert recipe.rate(99) == pytest.approx(0.0102, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epoch": 0},
+        {"ema": 1.0},
+        {"best_share": 1.5},
+        {"schedule": "step"},
+        {"target_fqr": 5.0, "bits": "largest"},
+        {"clip_unit": "volts"},
+    ],
+)
+def test_impossible_values_are_refused(wrong):
+    with pytest.raises(ArgumentError, match=next(iter(wrong)) if "schedule" not in wrong else "decay_epochs"):
+        Recipe(steps=10, **wrong)

@@ -90,7 +90,8 @@ def trained(tmp_path_factory):
     config.write_text(CONFIG.format(data=base / "photos"))
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "_BUDGET_CROPS", 2)
+        patch.setattr(stages, "_PLACING_CROPS", 2)
+        patch.setattr(stages, "_TABLE_CROPS", 2)
         patch.setattr(stages, "_CALIBRATION_CROPS", 2)
         assert main(arguments(base)) == 0
     return base

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cadyq.quant.context import Context
 from cadyq.quant.layers import Conv2d
 from cadyq.quant.site import Site, bind_sites
 
-__all__ = ["DIV2K_MEAN", "Backbone", "Upsampler", "fold_batch_norm"]
+__all__ = [
+    "DIV2K_MEAN",
+    "Backbone",
+    "Bicubic",
+    "BicubicKind",
+    "Upsampler",
+    "bicubic_upscale",
+    "fold_batch_norm",
+    "mean_shift",
+]
+
+BicubicKind = Literal["matlab", "torch"]
 
 # Mean RGB of DIV2K in [0, 1] (supplement C: subtracted from all pictures).
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
@@ -120,3 +132,53 @@ def fold_batch_norm(conv: Conv2d, norm: nn.Module) -> None:
         conv.bias = nn.Parameter(new_bias.to(conv.weight.dtype))
     else:
         conv.bias.copy_(new_bias)
+
+
+class Bicubic(nn.Module):
+    """Bicubic enlargement as a layer, so that what traces a network meets it as one; see `bicubic_upscale`."""
+
+    def __init__(self, scale: int, kind: BicubicKind = "matlab") -> None:
+        super().__init__()
+        if kind not in ("matlab", "torch"):
+            raise ValueError(f"bicubic is {kind!r}, expected 'matlab' or 'torch'")
+        self.scale = scale
+        self.kind: BicubicKind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, scale H, scale W)."""
+        return bicubic_upscale(x, self.scale, self.kind)
+
+
+def bicubic_upscale(x: Tensor, scale: int, kind: BicubicKind = "matlab") -> Tensor:
+    """Bicubic enlargement (N, C, H, W) -> (N, C, scale H, scale W); differentiable, no clamping or rounding.
+
+    ``matlab`` is Keys' kernel with a = -0.5 and a symmetric border (MATLAB's ``imresize`` since R2007b; older
+    versions repeat the border pixel). ``torch`` has a = -0.75 and repeats the border pixel. Neither is
+    antialiased: an enlargement needs no wider kernel.
+    """
+    if kind == "torch":
+        return F.interpolate(x, scale_factor=scale, mode="bicubic", align_corners=False)
+    for dim in (2, 3):
+        x = _upscale_axis(x, dim, scale)
+    return x
+
+
+def _upscale_axis(x: Tensor, dim: int, scale: int) -> Tensor:
+    """MATLAB's bicubic along one axis: output ``scale * i + r`` is a sum of 5 neighbors of ``i``."""
+    size = x.shape[dim]
+    index = torch.arange(-2, size + 2, device=x.device) % (2 * size)
+    padded = x.index_select(dim, torch.minimum(index, 2 * size - 1 - index))
+    phases = []
+    for r in range(scale):
+        center = (r + 0.5) / scale - 0.5
+        taps = [(_keys(center - k), padded.narrow(dim, k + 2, size)) for k in range(-2, 3)]
+        phases.append(torch.stack([w * tap for w, tap in taps if w != 0]).sum(0))
+    return torch.stack(phases, dim + 1).flatten(dim, dim + 1)
+
+
+def _keys(t: float) -> float:
+    """Keys' cubic convolution kernel with a = -0.5."""
+    t = abs(t)
+    if t <= 1:
+        return 1.5 * t**3 - 2.5 * t**2 + 1
+    return -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2 if t < 2 else 0.0

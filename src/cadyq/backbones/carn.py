@@ -34,7 +34,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = Conv2d(channels, channels, 3, groups=groups)
         self.conv2 = Conv2d(channels, channels, 3, groups=groups)
-        self.site1 = Site(self.conv1, nonneg=nonneg)
+        self.site1 = Site(self.conv1, nonneg=nonneg, on_stream=True)
         self.site2 = Site(self.conv2, nonneg=True)
         self.pointwise = Conv2d(channels, channels, 1) if groups > 1 else None
         if self.pointwise is not None:
@@ -58,7 +58,7 @@ class Fusions(nn.Module):
         for i in range(N_BLOCKS):
             conv = Conv2d((i + 2) * channels, channels, 1)
             self.convs.append(conv)
-            self.sites.append(Site(conv, "edge", nonneg=nonneg))
+            self.sites.append(Site(conv, "edge", nonneg=nonneg, on_stream=True))
 
     def forward(self, planes: list[Tensor], ctx: Context) -> Tensor:
         """Planes (N, C, H, W), oldest first -> (N, C, H, W)."""

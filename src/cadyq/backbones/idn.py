@@ -2,60 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cadyq.backbones.blocks import Backbone
+from cadyq.backbones.blocks import Backbone, Bicubic, BicubicKind, bicubic_upscale
 from cadyq.quant.context import Block, Context
 from cadyq.quant.layers import Conv2d, ConvTranspose2d
 from cadyq.quant.site import Site
 
 __all__ = ["IDN", "BicubicKind", "bicubic_upscale", "rgb_to_ycbcr", "ycbcr_to_rgb"]
 
-BicubicKind = Literal["matlab", "torch"]
-
 SLOPE = 0.05
 # BT.601 studio range as MATLAB's rgb2ycbcr: rows are Y, Cb, Cr for R, G, B in [0, 1]; grey levels.
 YCBCR = ((65.481, 128.553, 24.966), (-37.797, -74.203, 112.0), (112.0, -93.786, -18.214))
 OFFSET = (16.0, 128.0, 128.0)
-
-
-def bicubic_upscale(x: Tensor, scale: int, kind: BicubicKind = "matlab") -> Tensor:
-    """Bicubic enlargement (N, C, H, W) -> (N, C, scale H, scale W); differentiable, no clamping or rounding.
-
-    ``matlab`` is Keys' kernel with a = -0.5 and a symmetric border (MATLAB's ``imresize`` since R2007b; older
-    versions repeat the border pixel). ``torch`` has a = -0.75 and repeats the border pixel. Neither is
-    antialiased: an enlargement needs no wider kernel.
-    """
-    if kind == "torch":
-        return F.interpolate(x, scale_factor=scale, mode="bicubic", align_corners=False)
-    for dim in (2, 3):
-        x = _upscale_axis(x, dim, scale)
-    return x
-
-
-def _upscale_axis(x: Tensor, dim: int, scale: int) -> Tensor:
-    """MATLAB's bicubic along one axis: output ``scale * i + r`` is a sum of 5 neighbors of ``i``."""
-    size = x.shape[dim]
-    index = torch.arange(-2, size + 2, device=x.device) % (2 * size)
-    padded = x.index_select(dim, torch.minimum(index, 2 * size - 1 - index))
-    phases = []
-    for r in range(scale):
-        center = (r + 0.5) / scale - 0.5
-        taps = [(_keys(center - k), padded.narrow(dim, k + 2, size)) for k in range(-2, 3)]
-        phases.append(torch.stack([w * tap for w, tap in taps if w != 0]).sum(0))
-    return torch.stack(phases, dim + 1).flatten(dim, dim + 1)
-
-
-def _keys(t: float) -> float:
-    """Keys' cubic convolution kernel with a = -0.5."""
-    t = abs(t)
-    if t <= 1:
-        return 1.5 * t**3 - 2.5 * t**2 + 1
-    return -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2 if t < 2 else 0.0
 
 
 def rgb_to_ycbcr(rgb: Tensor) -> Tensor:
@@ -99,7 +62,9 @@ class DBlock(nn.Module):
                 Conv2d(channels - d, channels + kept, 3),
             ]
         )
-        self.sites = nn.ModuleList(Site(conv) for conv in self.convs if isinstance(conv, Conv2d))
+        self.sites = nn.ModuleList(
+            Site(conv, on_stream=i == 0) for i, conv in enumerate(self.convs) if isinstance(conv, Conv2d)
+        )
         self.compress = Conv2d(channels + kept, channels, 1)
         self.compress_site = Site(self.compress, "edge")
 
@@ -144,11 +109,9 @@ class IDN(Backbone):
     ) -> None:
         if scale not in (2, 3, 4):
             raise ValueError(f"scale is {scale}, expected 2, 3 or 4")
-        if bicubic not in ("matlab", "torch"):
-            raise ValueError(f"bicubic is {bicubic!r}, expected 'matlab' or 'torch'")
         shape = {"channels": channels, "n_blocks": n_blocks, "d": d, "s": s}
         super().__init__(scale, {**shape, "bicubic": bicubic, "luma": luma})
-        self.bicubic: BicubicKind = bicubic
+        self.base = Bicubic(scale, bicubic)
         self.luma = luma
         colors = 1 if luma else 3
         self.head1 = Conv2d(colors, channels, 3)
@@ -160,7 +123,7 @@ class IDN(Backbone):
         # What is cut off at the top and left was found by aligning the authors' weights at all three scales:
         # one pixel more or less costs several dB. The rest falls off at the bottom and right.
         self.up = ConvTranspose2d(channels, colors, 17, scale, padding=9 - scale)
-        self.up_site = Site(None, "edge", channels=channels)
+        self.up_site = Site(None, "edge", channels=channels, on_stream=True)
         self.up_site.macs_per_pixel = float(channels * colors * 17**2)
         self._finish()
 
@@ -168,7 +131,7 @@ class IDN(Backbone):
         if not self.luma or lr.shape[1] == 1:
             return self._upscale(lr, ctx)
         ycbcr = rgb_to_ycbcr(lr)
-        chroma = bicubic_upscale(ycbcr[:, 1:], self.scale, self.bicubic)
+        chroma = self.base(ycbcr[:, 1:])
         return ycbcr_to_rgb(torch.cat((self._upscale(ycbcr[:, :1], ctx), chroma), 1))
 
     def _upscale(self, x: Tensor, ctx: Context) -> Tensor:
@@ -179,4 +142,5 @@ class IDN(Backbone):
             y = self.stream(ctx.run(cast(Block, block), y), ctx)
         residual: Tensor = self.up(self.up_site(y, ctx))
         height, width = self.scale * x.shape[2], self.scale * x.shape[3]
-        return bicubic_upscale(x, self.scale, self.bicubic) + residual[:, :, :height, :width]
+        base: Tensor = self.base(x)
+        return base + residual[:, :, :height, :width]

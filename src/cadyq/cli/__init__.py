@@ -14,15 +14,19 @@ from cadyq import __version__
 from cadyq.cli import (
     audit,
     calibrate,
+    compare,
     download,
     evaluate,
     explain,
+    export,
     info,
     profile,
     reproduce,
     serve,
+    sweep,
     train,
     upscale,
+    video,
 )
 from cadyq.cli.common import complain
 from cadyq.errors import CadyqError
@@ -31,15 +35,19 @@ __all__ = ["main"]
 
 COMMANDS = (
     upscale,
+    video,
     serve,
     evaluate,
     audit,
     info,
+    export,
+    calibrate,
     download,
     train,
-    calibrate,
     profile,
     explain,
+    compare,
+    sweep,
     reproduce,
 )
 _INTERRUPTED = 130

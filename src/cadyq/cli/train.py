@@ -26,14 +26,16 @@ def add(commands: Any) -> None:
         help="train a network: float, 8 bit, content-aware",
         description="Run the stages of a recipe; each writes a model file, and what is there is not done again. "
         "Interrupted or killed, it goes on from its last checkpoint.",
-        epilog="Several processes: torchrun --nproc-per-node N -m cadyq train ...",
+        epilog="Several processes: torchrun --nproc-per-node N -m cadyq train ... (there, --run is called --folder).",
     )
     train.add_argument(
         "config", metavar="CONFIG", help="a TOML file, or a recipe: edsr-x4, paper/edsr-x4, ..."
     )
     train.add_argument("--stage", metavar="S", help="only this stage (default: all)")
     train.add_argument("--steps", type=int, metavar="N", help="squeeze each stage's schedule into N steps")
-    train.add_argument("--run", dest="folder", metavar="FOLDER", help="results (default: runs/CONFIG)")
+    train.add_argument(
+        "--run", "--folder", dest="folder", metavar="FOLDER", help="results (default: runs/CONFIG)"
+    )
     train.add_argument("--minutes", type=float, help="stop after so long; the next call goes on")
     train.add_argument("--init", metavar="FILE", help="model the first stage starts from, of any scale")
     train.add_argument("--target-fqr", type=float, help="mean bits to reach in dynamic stages")

@@ -58,8 +58,8 @@ DATA_SETS = {
     "Large2K": DataSet(6, "Photos of about 1920x1200; stands in for Test2K.", is_benchmark=False),
     "Large4K": DataSet(4, "Photos of 3840x2160; stands in for Test4K.", is_benchmark=False),
     "DIV2K": DataSet(100, "DIV2K's validation photos 0801-0900 (CVPRW 2017).", ("DIV2K_valid_HR",)),
-    "Test2K": DataSet(100, "DIV8K 1201-1300 shrunk to 2K (ClassSR, CVPR 2021).", ("test2K",)),
-    "Test4K": DataSet(100, "DIV8K 1301-1400 shrunk to 4K (ClassSR, CVPR 2021).", ("test4K",)),
+    "Test2K": DataSet(100, "DIV8K 1201-1300 shrunk to 2K (ClassSR, CVPR 2021).", ("test2K", "test2k")),
+    "Test4K": DataSet(100, "DIV8K 1301-1400 shrunk to 4K (ClassSR, CVPR 2021).", ("test4K", "test4k")),
 }
 """The data sets known by name."""
 
@@ -106,7 +106,8 @@ def find_pictures(source: str | os.PathLike[str], root: str | os.PathLike[str] |
 
     Args:
         source: a name out of `DATA_SETS`, or any folder of pictures. A named set is looked for in
-            ``ROOT/eval/NAME``, ``ROOT/benchmark/NAME`` and ``ROOT/NAME``, and in a folder ``HR`` therein.
+            ``ROOT/eval/NAME``, ``ROOT/benchmark/NAME`` and ``ROOT/NAME``, and in a folder ``HR``, ``HR/X4`` or
+            ``HR/x4`` therein (ClassSR's layout of Test2K and Test4K).
         root: the folder of all data sets, see `data_root`; not needed for a folder of pictures.
 
     Raises:
@@ -124,7 +125,7 @@ def find_pictures(source: str | os.PathLike[str], root: str | os.PathLike[str] |
     base = data_root(root)
     names = (name, *known.folders)
     homes = [base / room / folder for room in ("eval", "benchmark", ".") for folder in names]
-    candidates = [home / "HR" for home in homes] + homes
+    candidates = [home / room for room in ("HR", "HR/X4", "HR/x4") for home in homes] + homes
     found = (list_pictures(folder) for folder in candidates if folder.is_dir())
     pictures = next(filter(None, found), [])
     if not pictures:

@@ -5,18 +5,30 @@ Equation numbers refer to ``docs/numerics.md``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cadyq.engine.plan import Block, Conv, ImageIn, ImageOut, Layer, Plan, Site
+from cadyq.engine.plan import (
+    Array,
+    Bicubic,
+    Block,
+    Borders,
+    Conv,
+    ImageIn,
+    ImageOut,
+    Layer,
+    Part,
+    Plan,
+    Site,
+    Skip,
+)
+from cadyq.engine.plan_check import MULTIPLIER_LIMIT
 from cadyq.errors import ArgumentError
 
 __all__ = ["Result", "check_image", "check_masks", "gradients", "run", "tile_grid"]
 
-Array = NDArray[Any]
 SQRT_HALF, LN2 = 0.7071067811865476, 0.6931471805599453
 LUMA = np.array([19595, 38470, 7471], np.int64)  # BT.601 in 1/65536; equation (1).
 
@@ -106,11 +118,14 @@ def quantize(plane: Array, site: Site, k: int) -> Array:
     return codes
 
 
-def accumulate(codes: Array, weight: Array) -> Array:
+def accumulate(codes: Array, weight: Array, groups: int = 1) -> Array:
     """Valid convolution of int64 codes ``(H, W, C)``, exact; equation (5).
 
     float64 holds every partial sum exactly: the bound (6) is far below 2^53.
     """
+    if groups > 1:
+        pairs = zip(np.split(codes, groups, axis=2), np.split(weight, groups), strict=True)
+        return np.concatenate([accumulate(x, w) for x, w in pairs], axis=2)
     k = weight.shape[1]
     height, width = codes.shape[0] - k + 1, codes.shape[1] - k + 1
     x, w = codes.astype(np.float64), weight.astype(np.float64)
@@ -122,12 +137,16 @@ def accumulate(codes: Array, weight: Array) -> Array:
 
 
 def finish(acc: Array, conv: Conv, k: int) -> Array:
-    """Accumulators to int16 values on the target's grid (int64); equation (7)."""
+    """Accumulators to int16 values on the target's grid (int64); equations (7) and (14)."""
     t = acc.astype(np.int32).astype(np.float32) * conv.factor[k]
     t = t + conv.bias
     if conv.slope is not None:
         t = np.where(t < 0, t * conv.slope, t)
-    return clamp16(np.rint(t)).astype(np.int64)
+    r = np.rint(t)
+    if conv.requant is not None:
+        levels = np.float32(conv.requant.levels)
+        r = np.rint(np.clip(r, -levels, levels).astype(np.float32) * conv.requant.gain)
+    return clamp16(r).astype(np.int64)
 
 
 def deviations(plane: Array, step: float) -> Array:
@@ -144,7 +163,7 @@ def deviations(plane: Array, step: float) -> Array:
 
 
 def logarithm(x: Array) -> Array:
-    """Natural logarithm of positive float64 values in a fixed order of operations; equation (11).
+    """Natural logarithm of positive float64 values in a fixed order of operations; equation (10a).
 
     The libraries' own may differ in the last bit from machine to machine, and with it a choice.
     """
@@ -179,15 +198,81 @@ def shuffle(plane: Array, r: int) -> Array:
     return plane.reshape(height, width, r, r, c).transpose(0, 2, 1, 3, 4).reshape(height * r, width * r, c)
 
 
-def run_layer(step: Layer, planes: dict[int, Array]) -> Array:
+def concatenated(parts: tuple[Part, ...], planes: Mapping[int, Array]) -> Array:
+    """Channels of several planes one after another."""
+    return np.concatenate([planes[p.plane][:, :, p.first : p.first + p.channels] for p in parts], axis=2)
+
+
+def own_range(site: Site, inner: Array) -> np.float64:
+    """The clip of a tile that takes its own range, in units of its plane; equation (15)."""
+    assert site.inverse_scale is not None
+    largest = np.abs(inner.astype(np.int64)).max(axis=(0, 1)).astype(np.float64) * site.inverse_scale
+    return np.float64(largest.max() or 1.0)
+
+
+def with_own_range(conv: Conv, inner: Array) -> Conv:
+    """The convolution with the multipliers and factors that the tile's own range gives; equation (15)."""
+    site = conv.site
+    if site is None or site.inverse_scale is None:
+        return conv
+    clip, levels = own_range(site, inner), np.maximum(site.high, 1).astype(np.float64)[:, None]
+    multiplier = np.minimum(levels * site.inverse_scale / clip, MULTIPLIER_LIMIT).astype(np.float32)
+    own = replace(site, multiplier=multiplier)
+    return replace(conv, factor=in_own_range(conv.factor, site, clip), site=own)
+
+
+def in_own_range(factor: Array, site: Site, clip: np.float64) -> Array:
+    """Factors (K, C) of codes whose clip is the tile's own range; equation (15)."""
+    levels = np.maximum(site.high, 1).astype(np.float64)[:, None]
+    scaled: Array = (factor.astype(np.float64) * clip / levels).astype(np.float32)
+    return scaled
+
+
+def skipped(skip: Skip, value: Array, site: Site | None, k: int) -> Array:
+    """What is added to a result, on the target's grid (int64); equation (14)."""
+    codes = value.astype(np.int64) if site is None else quantize(value, site, k)
+    if skip.ratio is None:
+        return codes
+    return clamp16(np.rint(codes.astype(np.float32) * skip.ratio[k])).astype(np.int64)
+
+
+def add_skip(layer: Layer, result: Array, addend: Array | None) -> Array:
+    """Sum and rectification of a layer's result (int64)."""
+    if addend is not None:
+        result = clamp16(addend + result)
+    return np.maximum(result, 0) if layer.rectify else result
+
+
+def run_layer(layer: Layer, planes: Mapping[int, Array]) -> Array:
     """A convolution over a whole plane, zero padding."""
-    src, pad = planes[step.src], step.conv.kernel // 2
-    codes = src.astype(np.int64) if step.conv.site is None else quantize(src, step.conv.site, 0)
+    src, conv, pad = concatenated(layer.src, planes), layer.conv, layer.conv.kernel // 2
+    codes = src.astype(np.int64) if conv.site is None else quantize(src, conv.site, 0)
     codes = np.pad(codes, ((pad, pad), (pad, pad), (0, 0)))
-    out = shuffle(finish(accumulate(codes, step.conv.weight), step.conv, 0), step.shuffle)
-    if step.residual is not None:
-        out = clamp16(planes[step.residual].astype(np.int64) + out)
-    return out.astype(np.int16)
+    result = finish(accumulate(codes, conv.weight, conv.groups), conv, 0)
+    if layer.borders is not None:
+        _borders(layer.borders, codes, conv, result)
+    addend = None
+    if layer.skip is not None:
+        addend = skipped(layer.skip, concatenated(layer.skip.parts, planes), layer.skip.site, 0)
+    return add_skip(layer, shuffle(result, layer.shuffle), addend).astype(np.int16)
+
+
+def _borders(borders: Borders, codes: Array, conv: Conv, result: Array) -> None:
+    """Replace the results of the outermost pixels by those of their own weights; section 7."""
+    height, width, margin = result.shape[0], result.shape[1], conv.kernel - 1
+
+    def cases(n: int) -> list[tuple[int, slice]]:
+        if n == 1:
+            return [(3, slice(0, 1))]
+        return [(0, slice(1, n - 1)), (1, slice(0, 1)), (2, slice(n - 1, n))]
+
+    for row, ys in cases(height):
+        for col, xs in cases(width):
+            if (row or col) and ys.stop > ys.start and xs.stop > xs.start:
+                i = 4 * row + col - 1
+                window = codes[ys.start : ys.stop + margin, xs.start : xs.stop + margin]
+                own = replace(conv, weight=borders.weight[i], bias=borders.bias[i])
+                result[ys, xs] = finish(accumulate(window, own.weight, conv.groups), own, 0)
 
 
 def _window(plane: Array, y0: int, x0: int, y1: int, x1: int) -> Array:
@@ -198,30 +283,79 @@ def _window(plane: Array, y0: int, x0: int, y1: int, x1: int) -> Array:
     return np.pad(inside, pads)
 
 
+def _middle(value: Array, margin: int) -> Array:
+    return value[margin : value.shape[0] - margin, margin : value.shape[1] - margin]
+
+
 def run_tile(
     block: Block, src: Array, box: tuple[int, int, int, int], gradient: Array, forced: Array
 ) -> tuple[Array | None, list[int]]:
     """One tile of a block: its new values, or None if skipped, and the chosen candidates; section 5."""
     y0, x0, y1, x1 = box
     height, width = src.shape[:2]
-    halo = sum(c.kernel // 2 for c in block.convs)
-    value = _window(src, y0 - halo, x0 - halo, y1 + halo, x1 + halo)
+    reach = block.reach()
+    halo = reach[block.src]
+    # Values of the tile and around it, by plane: as far as they are needed.
+    values = {block.src: _window(src, y0 - halo, x0 - halo, y1 + halo, x1 + halo)}
     chosen: list[int] = []
-    for i, conv in enumerate(block.convs):
+    first, first_site, clip = 0, block.layers[0].conv.site, None
+    for i, layer in enumerate(block.layers):
+        conv, last = layer.conv, i + 1 == len(block.layers)
         assert conv.site is not None
-        inner = value[halo : value.shape[0] - halo, halo : value.shape[1] - halo]
-        k = int(forced[i]) if forced[i] >= 0 else select(conv.site, gradient, inner)
+        out = 0 if last else reach.get(layer.dst, 0)
+        around = {
+            p.plane: _middle(values[p.plane], reach[p.plane] - out - conv.kernel // 2) for p in layer.src
+        }
+        value = concatenated(layer.src, around)
+        inner = _middle(value, out + conv.kernel // 2)
+        k = 0
+        if conv.site.kind == "body":
+            wish = int(forced[len(chosen)])
+            k = wish if wish >= 0 else select(conv.site, gradient, inner)
+            chosen.append(k)
         if conv.site.bits[k] == 0:
-            return None, [k] + [-1] * (len(block.convs) - 1)
-        chosen.append(k)
-        value = finish(accumulate(quantize(value, conv.site, k), conv.weight), conv, k)
-        halo -= conv.kernel // 2
-        ys, xs = np.arange(y0 - halo, y1 + halo), np.arange(x0 - halo, x1 + halo)
-        value[(ys < 0) | (ys >= height)] = 0
-        value[:, (xs < 0) | (xs >= width)] = 0
-    if block.residual:
-        value = clamp16(src[y0:y1, x0:x1].astype(np.int64) + value)
-    return value.astype(np.int16), chosen
+            return None, chosen + [-1] * (len(forced) - 1)
+        conv = with_own_range(conv, inner)
+        assert conv.site is not None
+        if i == 0:
+            first, first_site = k, conv.site
+            clip = None if conv.site.inverse_scale is None else own_range(conv.site, inner)
+        result = finish(accumulate(quantize(value, conv.site, k), conv.weight, conv.groups), conv, k)
+        addend = None
+        if layer.skip is not None:
+            skip = layer.skip
+            near = {p.plane: _middle(values[p.plane], reach[p.plane] - out) for p in skip.parts}
+            value = concatenated(skip.parts, near)
+            if skip.shared and skip.ratio is not None and clip is not None and first_site is not None:
+                skip = replace(skip, ratio=in_own_range(skip.ratio, first_site, clip))
+            addend = skipped(skip, value, *((first_site, first) if skip.shared else (skip.site, 0)))
+        result = add_skip(layer, result, addend)
+        ys, xs = np.arange(y0 - out, y1 + out), np.arange(x0 - out, x1 + out)
+        result[(ys < 0) | (ys >= height)] = 0
+        result[:, (xs < 0) | (xs >= width)] = 0
+        values[layer.dst] = result.astype(np.int16)
+    return values[block.dst], chosen
+
+
+def bicubic(base: Bicubic, image: Array) -> Array:
+    """The enlarged image on the last plane's grid (int64); equation (16)."""
+    scale = base.weight.shape[0]
+
+    def enlarged(x: Array, axis: int) -> Array:
+        n = x.shape[axis]
+        index = np.arange(-2, n + 2)
+        if base.symmetric:
+            index = index % (2 * n)
+            index = np.minimum(index, 2 * n - 1 - index)
+        else:
+            index = np.clip(index, 0, n - 1)
+        taps = [np.take(x, index[i : i + n], axis) for i in range(5)]
+        phases = [sum(int(w) * tap for w, tap in zip(row, taps, strict=True)) for row in base.weight]
+        return np.stack(phases, axis + 1).reshape(*x.shape[:axis], n * scale, *x.shape[axis + 1 :])
+
+    total = enlarged(enlarged(image.astype(np.int64), 0), 1)
+    gain = base.gain8 if image.dtype == np.uint8 else base.gain16
+    return clamp16(np.rint(total.astype(np.float64) * gain)).astype(np.int64)
 
 
 def run(plan: Plan, image: Array, choice: Array | None = None, exited: Array | None = None) -> Result:
@@ -253,23 +387,25 @@ def run(plan: Plan, image: Array, choice: Array | None = None, exited: Array | N
                 if step.residual
                 else np.zeros((height, width, plan.planes[step.dst].channels), np.int16)
             )
-            here = slice(first_site, first_site + len(step.convs))
+            sites = [layer.conv.site for layer in step.layers]
+            body = [site for site in sites if site is not None and site.kind == "body"]
+            here = slice(first_site, first_site + len(body))
             for r, c in np.argwhere(~gone):
                 y0, x0 = r * plan.tile, c * plan.tile
                 box = (y0, x0, min(y0 + plan.tile, height), min(x0 + plan.tile, width))
                 value_or_none, chosen = run_tile(step, src, box, gradient[r, c], forced[r, c, here])
                 if value_or_none is not None:
                     dst[box[0] : box[2], box[1] : box[3]] = value_or_none
-                    site_bits = [
-                        conv.site.bits[k] for conv, k in zip(step.convs, chosen, strict=True) if conv.site
-                    ]
-                    bits[r, c, here] = site_bits
+                    bits[r, c, here] = [site.bits[k] for site, k in zip(body, chosen, strict=True)]
                 picked[r, c, here] = chosen
             planes[step.dst] = dst
-            first_site += len(step.convs)
+            first_site += len(body)
         elif isinstance(step, ImageOut):
+            value = planes[step.src].astype(np.int64)
+            if step.base is not None:
+                value = clamp16(value + bicubic(step.base, image))
             table = step.table8 if image.dtype == np.uint8 else step.table16
-            out = table[planes[step.src].astype(np.int64) + 32768]
+            out = table[value + 32768]
             side = plan.tile * plan.scale
             for r, c in np.argwhere(gone):
                 out[r * side : (r + 1) * side, c * side : (c + 1) * side] = 0

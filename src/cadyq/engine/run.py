@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cadyq.engine import reference
-from cadyq.engine.plan import Block, Conv, ImageIn, ImageOut, Layer, Plan
+from cadyq.engine.plan import Array, Block, Conv, ImageIn, ImageOut, Layer, Part, Plan, Site
 from cadyq.engine.reference import Result
 from cadyq.errors import ArgumentError, UnsupportedError
 from cadyq.native import load_native
 
 __all__ = ["Engine", "available_isas"]
-
-Array = NDArray[Any]
 
 
 def _native() -> ModuleType | None:
@@ -84,16 +82,52 @@ class Engine:
         return [] if self._runner is None else list(self._runner.profile())
 
 
+def _site(native: ModuleType, site: Site | None) -> Any:
+    if site is None:
+        return None
+    sel = site.selector
+    arrays = (np.ascontiguousarray(a) for a in (site.multiplier, site.low, site.high))
+    weight, bias = (None, None) if sel is None else map(np.ascontiguousarray, (sel.weight, sel.bias))
+    log_offset = 0.0 if sel is None else sel.log_offset
+    counted = site.kind == "body"
+    inverse = _contiguous(site.inverse_scale)
+    return native.site(list(site.bits), site.step, counted, *arrays, weight, bias, log_offset, inverse)
+
+
+def _contiguous(array: Array | None) -> Array | None:
+    return None if array is None else np.ascontiguousarray(array)
+
+
 def _conv(native: ModuleType, conv: Conv) -> Any:
-    site = None
-    if conv.site is not None:
-        s, sel = conv.site, conv.site.selector
-        arrays = (np.ascontiguousarray(a) for a in (s.multiplier, s.low, s.high))
-        weight, bias = (None, None) if sel is None else map(np.ascontiguousarray, (sel.weight, sel.bias))
-        log_offset = 0.0 if sel is None else sel.log_offset
-        site = native.site(list(s.bits), s.step, *arrays, weight, bias, log_offset)
-    slope = None if conv.slope is None else np.ascontiguousarray(conv.slope)
-    return native.conv(*map(np.ascontiguousarray, (conv.weight, conv.factor, conv.bias)), slope, site)
+    arrays = map(np.ascontiguousarray, (conv.weight, conv.factor, conv.bias))
+    site, requant = _site(native, conv.site), conv.requant
+    levels, gain = (0, None) if requant is None else (requant.levels, np.ascontiguousarray(requant.gain))
+    return native.conv(*arrays, _contiguous(conv.slope), site, conv.groups, levels, gain)
+
+
+def _parts(parts: tuple[Part, ...]) -> list[tuple[int, int, int]]:
+    return [(part.plane, part.first, part.channels) for part in parts]
+
+
+def _layer(native: ModuleType, layer: Layer) -> Any:
+    skip, borders = None, []
+    if layer.skip is not None:
+        found = layer.skip
+        ratio, site = _contiguous(found.ratio), _site(native, found.site)
+        skip = native.skip(_parts(found.parts), ratio, site, found.shared)
+    if layer.borders is not None:
+        variants = zip(layer.borders.weight, layer.borders.bias, strict=True)
+        borders = [_conv(native, replace(layer.conv, weight=w, bias=b)) for w, b in variants]
+    conv = _conv(native, layer.conv)
+    return native.layer(_parts(layer.src), layer.dst, conv, skip, layer.shuffle, layer.rectify, borders)
+
+
+def _image_out(runner: Any, step: ImageOut) -> None:
+    base = step.base
+    weight = None if base is None else np.ascontiguousarray(base.weight)
+    symmetric, gains = (False, (0.0, 0.0)) if base is None else (base.symmetric, (base.gain8, base.gain16))
+    tables = np.ascontiguousarray(step.table8), np.ascontiguousarray(step.table16)
+    runner.add_image_out(step.src, *tables, weight, symmetric, *gains)
 
 
 def _build(plan: Plan, isa: str, threads: int) -> Any:
@@ -108,13 +142,12 @@ def _build(plan: Plan, isa: str, threads: int) -> Any:
                 arrays = (np.ascontiguousarray(a) for a in (step.multiplier8, step.multiplier16, step.offset))
                 runner.add_image_in(step.dst, *arrays)
             elif isinstance(step, Layer):
-                residual = -1 if step.residual is None else step.residual
-                runner.add_layer(step.src, step.dst, residual, step.shuffle, _conv(native, step.conv))
+                runner.add_layer(_layer(native, step))
             elif isinstance(step, Block):
-                runner.add_block(step.src, step.dst, step.residual, [_conv(native, c) for c in step.convs])
+                layers = [_layer(native, layer) for layer in step.layers]
+                runner.add_block(step.src, step.dst, step.residual, layers)
             else:
-                tables = np.ascontiguousarray(step.table8), np.ascontiguousarray(step.table16)
-                runner.add_image_out(step.src, *tables)
+                _image_out(runner, step)
         runner.finish()
     except ValueError as error:
         raise UnsupportedError(f"plan: {error}; isa='reference' runs it") from error

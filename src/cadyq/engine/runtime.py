@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cadyq.cells import Force, Inferred, Levels, SiteCost
-from cadyq.engine.plan import MAX_TILE, Block, Conv, Plan, Site, Step
+from cadyq.engine.plan import MAX_TILE, Block, Layer, Plan, Step
 from cadyq.engine.run import Engine
 
 __all__ = ["MAX_TILE", "EngineRuntime", "with_budget"]
@@ -24,17 +24,16 @@ class EngineRuntime:
 
     Args:
         plan: the packed network.
-        macs: multiply-accumulates per LR pixel of the plan's sites.
 
     Attributes:
         sites: the sites that are counted, in the plan's order.
     """
 
-    def __init__(self, plan: Plan, macs: tuple[float, ...]) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        counted = {site.name: site for site in (*plan.sites, *plan.fixed_sites)}  # one used again counts once
         self.sites = [
-            SiteCost(site.name, "body", cost, WEIGHT_BITS, site.bits)
-            for site, cost in zip(plan.sites, macs, strict=True)
+            SiteCost(site.name, site.kind, site.macs, WEIGHT_BITS, site.bits) for site in counted.values()
         ]
         # Packing takes a moment; neighbouring calls mostly ask for the same tile, budget and threads.
         self._engine = lru_cache(maxsize=2)(self._made)
@@ -63,19 +62,22 @@ class EngineRuntime:
         exited = None if active is None else ~active.reshape(rows, cols)
         found = engine.upscale(np.ascontiguousarray(rgb), choice, exited)
         table = found.bits.reshape(rows * cols, -1)
-        bits = {site.name: np.ascontiguousarray(table[:, i]) for i, site in enumerate(self.sites)}
+        bits = {site.name: np.ascontiguousarray(table[:, i]) for i, site in enumerate(self.plan.sites)}
+        for site in self.plan.fixed_sites:
+            bits[site.name] = np.full(rows * cols, site.bits[0], np.uint8)
         return Inferred(found.image[None], bits)
 
     def _choice(self, force: Force, rows: int, cols: int) -> NDArray[np.int8] | None:
+        """Forced candidates per tile and site; -1, where no candidate has the wanted bits, lets the tile choose."""
         if force is None:
             return None
-        choice = np.full((rows, cols, len(self.sites)), -1, np.int8)
-        for i, site in enumerate(self.sites):
+        choice = np.full((rows, cols, len(self.plan.sites)), -1, np.int8)
+        for i, site in enumerate(self.plan.sites):
             wanted: Any = force.get(site.name) if isinstance(force, Mapping) else force
             if wanted is None:
                 continue
             grid = np.broadcast_to(np.asarray(wanted), (rows * cols,)).reshape(rows, cols)
-            for k, bits in enumerate(site.candidates):
+            for k, bits in enumerate(site.bits):
                 choice[..., i][grid == bits] = k
         return choice
 
@@ -85,19 +87,17 @@ def with_budget(plan: Plan, budget: float) -> Plan:
     if budget == 0:
         return plan
 
-    def site_of(site: Site | None) -> Site | None:
+    def moved(layer: Layer) -> Layer:
+        site = layer.conv.site
         if site is None or site.selector is None:
-            return site
+            return layer
         bias = site.selector.bias + budget * np.array(site.bits, np.float64)
-        return dataclasses.replace(site, selector=dataclasses.replace(site.selector, bias=bias))
-
-    def conv_of(conv: Conv) -> Conv:
-        return dataclasses.replace(conv, site=site_of(conv.site))
+        selector = dataclasses.replace(site.selector, bias=bias)
+        conv = dataclasses.replace(layer.conv, site=dataclasses.replace(site, selector=selector))
+        return dataclasses.replace(layer, conv=conv)
 
     steps: list[Step] = [
-        dataclasses.replace(step, convs=tuple(conv_of(c) for c in step.convs))
-        if isinstance(step, Block)
-        else step
+        dataclasses.replace(step, layers=tuple(map(moved, step.layers))) if isinstance(step, Block) else step
         for step in plan.steps
     ]
     return dataclasses.replace(plan, steps=tuple(steps))

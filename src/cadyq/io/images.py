@@ -25,7 +25,14 @@ from PIL import Image, ImageCms, UnidentifiedImageError, features
 from cadyq.cells import Levels
 from cadyq.errors import ArgumentError, ImageError, MissingExtraError
 from cadyq.io.files import replacing
-from cadyq.io.metadata import Metadata, orientation_of, read_metadata, save_options, turned_upright
+from cadyq.io.metadata import (
+    Metadata,
+    add_exif_to_tiff,
+    orientation_of,
+    read_metadata,
+    save_options,
+    turned_upright,
+)
 from cadyq.io.stream import RowReader, has_vips, reduced, split_channels, write_rows
 
 __all__ = [
@@ -140,7 +147,9 @@ class Header:
 def probe_image(source: Source, max_pixels: int = MAX_PIXELS) -> Header:
     """Read a picture file's header only; arguments and errors are those of `read_image`."""
     with _opened(source, max_pixels) as image:
-        width, height = image.size if orientation_of(image) <= 4 else image.size[::-1]
+        # Pillow turns TIFF files by itself, their size included.
+        is_lying = orientation_of(image) > 4 and image.format != "TIFF"
+        width, height = image.size[::-1] if is_lying else image.size
         return Header(
             width=width,
             height=height,
@@ -324,6 +333,8 @@ def _save_by_pillow(
     try:
         with path.open("wb") as file:
             image.save(file, file_format, **options)
+        if file_format == "TIFF" and metadata.exif is not None:
+            add_exif_to_tiff(path, metadata.exif)
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -383,6 +394,8 @@ def _decode_deep(image: Image.Image, content: bytes) -> Picture:
     pixels = reader.read(0, reader.height)
     color, alpha = split_channels(pixels)
     is_cmyk = image.mode == "CMYK"
+    if image.format == "PNG":
+        image.load()  # metadata may follow behind the pixels
     return Picture(
         pixels=color,
         alpha=alpha,

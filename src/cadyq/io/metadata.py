@@ -54,6 +54,7 @@ class Metadata:
         exif, xmp = self.exif, self.xmp
         if exif is not None:
             parsed = _parsed(exif)
+            parsed.pop(_ORIENTATION, None)
             inner = parsed.get_ifd(_EXIF_IFD)
             if inner:
                 inner[_PIXEL_WIDTH], inner[_PIXEL_HEIGHT] = width, height
@@ -86,19 +87,24 @@ def read_metadata(image: Image.Image) -> Metadata:
         # Pillow answers damaged EXIF data with nearly any exception; a picture without it is still a picture.
         about = None
     xmp = image.info.get("xmp")
-    if isinstance(xmp, str):
-        xmp = xmp.encode()
+    if xmp is None:
+        # In a PNG file's older kinds of text, whose bytes Pillow takes for Latin-1.
+        text = image.info.get("XML:com.adobe.xmp")
+        xmp = text.encode("latin-1", "replace") if isinstance(text, str) else None
     return Metadata(about, _upright(xmp) if isinstance(xmp, bytes) else None, _resolution(image))
 
 
 def save_options(file_format: str, metadata: Metadata) -> dict[str, Any]:
-    """Options of Pillow's ``save`` that write the metadata into a file of this format."""
+    """Options of Pillow's ``save`` that write the metadata into a file of this format.
+
+    EXIF in TIFF is not among them, as Pillow cannot write it with compression: see `add_exif_to_tiff`.
+    """
     options: dict[str, Any] = {}
     has_resolution = file_format in ("PNG", "JPEG", "TIFF")
     exif = metadata.exif if has_resolution else metadata.exif_with_resolution()
     # A JPEG segment ends after 64 KiB; there is no standard way to continue EXIF.
     longest = 65_500 if file_format == "JPEG" else 1 << 30
-    if exif is not None and len(exif) < longest:
+    if exif is not None and len(exif) < longest and file_format != "TIFF":
         options["exif"] = exif
     if metadata.dpi is not None and has_resolution:
         options["dpi"] = metadata.dpi
@@ -145,8 +151,11 @@ def _copied(image: Image.Image) -> Image.Exif:
     if "exif" in image.info:
         return _parsed(image.info["exif"])  # its own byte order stays, which some fields depend on
     copy = Image.Exif()
-    for tag in set(found) & _ABOUT_THE_PICTURE:
-        copy[tag] = dict(found.get_ifd(tag)) if tag in (_EXIF_IFD, _GPS_IFD) else found[tag]
+    for tag in _ABOUT_THE_PICTURE:
+        # Pillow does not list the inner directories of a TIFF file among its keys.
+        value = dict(found.get_ifd(tag)) if tag in (_EXIF_IFD, _GPS_IFD) else found.get(tag)
+        if value:
+            copy[tag] = value
     return copy
 
 

@@ -76,7 +76,10 @@ def _install(site: Site, config: Quantization, *, is_first: bool) -> None:
                 gradient_gain=config.gradient_gain,
             )
     elif site.kind == "fixed" or (site.kind == "skip" and everything):
-        quantizer = body_quantizer if site.kind == "fixed" else edge_quantizer
+        # The range of a whole plane is not known before all of it is computed, so with integer edges LinQ's fixed
+        # sites have clips, as the edges do.
+        clipped = body_quantizer is LinQ and config.edges == "integer"
+        quantizer = edge_quantizer if site.kind == "skip" or clipped else body_quantizer
         site.quantizer = quantizer(site.channels, [site.static_bits], signed)
     elif site.kind == "edge" and (config.edges == "integer" or everything):
         if site.static_bits <= 8:
@@ -188,7 +191,8 @@ def calibrate(
         if seen is None:
             continue
         wide = site.kind == "edge" and float(site.grid) > 0 and site.channels > 3
-        stored = config.stream_bits and site.kind in ("stream", "body", "edge") and site.channels > 3
+        kept = site.kind in ("stream", "body", "edge") or (site.kind == "fixed" and site.conv is not None)
+        stored = config.stream_bits and kept and site.channels > 3
         if wide or (stored and not site.on_stream):
             # No headroom: the few values beyond are flares whose exact height does not matter (SRResNet x4: clipping
             # at a third of the largest value costs nothing, a step twice as coarse 0.05 dB).

@@ -14,11 +14,14 @@ __all__ = ["LinQ"]
 class LinQ(ActQuantizer):
     """The clip is the largest magnitude of each patch's own feature, so nothing is cut off.
 
+    Of a tile these are its own pixels, as for the deviations; what its neighbors lend it is clipped to their range.
     Unsigned where the feature cannot be negative (else one bit is lost). The range is detached.
     """
 
     def quantize(self, x: Tensor, choice: Tensor) -> Tensor:
-        largest = x.detach().abs().amax((2, 3), keepdim=True)
+        m = self.margin
+        own = x.detach()[:, :, m : x.shape[2] - m, m : x.shape[3] - m]
+        largest = own.abs().amax((2, 3), keepdim=True)
         if self.channel_scale is not None:
             largest = largest / self.channel_scale.view(1, -1, 1, 1)
         largest = largest.amax(1, keepdim=True)

@@ -30,7 +30,10 @@ class ActQuantizer(nn.Module):
         bits: candidates, shape (K,).
         channel_scale: optional per-channel scales (C,) that multiply the clip: every channel has its own range, and
             after division by the scales (which the weights take over) all share one integer grid.
+        margin: pixels at each edge that belong to a tile's neighbors; the site sets it before each call.
     """
+
+    margin = 0
 
     bits: Tensor
     channel_scale: Tensor | None

@@ -64,6 +64,7 @@ class Site(nn.Module):
         self.quantizer: ActQuantizer | None = None
         self.selector: BitSelector | None = None
         self.grid_bits = 16
+        self.has_grid = False  # whether grid is above 0, known without asking a device
         self.register_buffer("grid", torch.zeros(()), persistent=False)
         self.observer: SiteObserver | None = None
 
@@ -75,6 +76,7 @@ class Site(nn.Module):
     def set_grid(self, step: float) -> None:
         """Store the feature on a 16-bit grid with this step before anything else looks at it (0: float)."""
         self.grid = torch.as_tensor(step, dtype=self.grid.dtype, device=self.grid.device)
+        self.has_grid = step > 0
 
     if TYPE_CHECKING:
 
@@ -84,16 +86,17 @@ class Site(nn.Module):
         """Quantise ``x`` (n, C, H, W) with the bits chosen for each patch or tile, and record them."""
         if self.observer is not None:
             self.observer.observe(self, x, ctx)
-        if float(self.grid) > 0:
+        if self.has_grid:
             x = quantize_grid(x, self.grid, self.grid_bits)
         if self.kind == "stream":
             return x
         if ctx.mask is not None:
             x = x * ctx.mask
         if self.quantizer is None:
-            bits = torch.full_like(ctx.area, float(self.grid_bits) if float(self.grid) > 0 else 32.0)
+            bits = torch.full_like(ctx.area, float(self.grid_bits) if self.has_grid else 32.0)
             self._record(ctx, bits, None)
             return x
+        self.quantizer.margin = ctx.margin
         if self.selector is None:
             return self._fixed(x, ctx, self.quantizer)
         return self._dynamic(x, ctx, self.quantizer, self.selector)

@@ -48,8 +48,9 @@ class Bench:
 
     def measure(self, request: Request) -> tuple[Evaluation | None, str]:
         """An evaluation and ``measured``, or None and why not (which is a table's cell, not a crash)."""
-        if not self.lab.has(request.data):
-            left_out = self.lab.quick and self.lab.limit(request.data) == 0
+        scale = request.subject.network.scale
+        if not self.lab.has(request.data, scale):
+            left_out = self.lab.limit(request.data, scale) == 0
             return None, "left out by --quick" if left_out else f"no data: {request.data} was not found"
         try:
             found = self.lab.evaluate(request)

@@ -22,7 +22,7 @@ from cadyq.errors import ImageError, MissingExtraError
 from cadyq.functional.cost import bitops
 from cadyq.io.files import write_atomic
 from cadyq.io.images import Picture, read_image
-from cadyq.report.plots import BITS_COLORS, COLORS, bits_cmap, figure, png
+from cadyq.report.plots import COLORS, HEAT, figure, png
 from cadyq.upscale import Model, Result
 
 __all__ = ["BUDGETS", "Explanation", "at_budgets", "explain", "write_explanation"]
@@ -45,6 +45,7 @@ class Explanation:
         picture: the picture as it was read.
         result: the upscaled picture and its bits.
         sites: names of the body's sites, in order.
+        span: smallest and largest bit-width that the model may choose: the ends of the color scale.
         gradient: mean |dx| and |dy| per tile, ``(rows, cols, 2)``, gray in [0, 1].
         deviation: root mean square over channels of the deviations per tile and site, ``(rows, cols, sites)``, in
             the feature's own units, or None (and ``why_no_deviation`` says why).
@@ -56,6 +57,7 @@ class Explanation:
     picture: Picture
     result: Result
     sites: tuple[str, ...]
+    span: tuple[int, int]
     gradient: Array
     deviation: Array | None
     why_no_deviation: str
@@ -79,6 +81,7 @@ class Explanation:
             "exited": r.exited,
             "bitops_g": r.bitops / 1e9,
             "sites": list(self.sites),
+            "span": list(self.span),
             "bits": self.table.tolist(),
             "gradient": np.round(self.gradient, 6).tolist(),
             "deviation": None if self.deviation is None else np.round(self.deviation, 5).tolist(),
@@ -110,11 +113,20 @@ def explain(
         picture,
         result,
         sites,
+        _span(model),
         gradients(picture.pixels, result.tile),
         deviation,
         why,
         at_budgets(model, picture, budgets, tile=result.tile, threads=threads),
     )
+
+
+def _span(model: Model) -> tuple[int, int]:
+    offered = [b for s in model.sites if s.kind == "body" for b in s.candidates]
+    low, high = min(offered, default=0), max(offered, default=8)
+    if model.exit_rule is not None:
+        low = 0
+    return (low, high) if low < high else (high - 1, high)
 
 
 def at_budgets(
@@ -212,9 +224,9 @@ def _heat(found: Explanation) -> bytes:
         extent = (-0.5, mean.shape[1] * tile - 0.5, mean.shape[0] * tile - 0.5, -0.5)
         drawn = right.imshow(
             mean,
-            cmap=bits_cmap(),
-            vmin=BITS_COLORS[0],
-            vmax=BITS_COLORS[1],
+            cmap=HEAT,
+            vmin=found.span[0],
+            vmax=found.span[1],
             extent=extent,
             interpolation="nearest",
             alpha=0.85,
@@ -224,7 +236,7 @@ def _heat(found: Explanation) -> bytes:
             for (r, c), value in np.ndenumerate(mean):
                 y, x = (r + 0.5) * tile, (c + 0.5) * tile
                 if y < height and x < width:
-                    color = "white" if value < 5 else "black"
+                    color = "white" if value < sum(found.span) / 2 else "black"
                     right.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=5.5, color=color)
         for axes in (left, right):
             axes.set_xlim(-0.5, width - 0.5)
@@ -242,14 +254,13 @@ def _histogram(found: Explanation) -> bytes:
     with figure(7.2, 2.6) as (made, axes):
         bottom = np.zeros(len(found.sites))
         x = np.arange(len(found.sites))
-        cmap = bits_cmap()
         for k, b in enumerate(widths):
             share = 100 * (table == b).mean(axis=0)
             axes.bar(
                 x,
                 share,
                 bottom=bottom,
-                color=cmap(b / BITS_COLORS[1]) if b <= BITS_COLORS[1] else COLORS[7],
+                color=_color(found, b),
                 edgecolor="white",
                 linewidth=0.4,
                 width=0.86,
@@ -264,6 +275,15 @@ def _histogram(found: Explanation) -> bytes:
         axes.set_xticks(x[:: max(1, len(x) // 16)], [str(i + 1) for i in x[:: max(1, len(x) // 16)]])
         axes.legend(ncols=len(widths), loc="lower left", bbox_to_anchor=(0, 1.0))
         return png(made)
+
+
+def _color(found: Explanation, bits: float) -> str:
+    """Color of a bit-width on the model's scale."""
+    import matplotlib
+    from matplotlib.colors import to_hex
+
+    low, high = found.span
+    return str(to_hex(matplotlib.colormaps[HEAT]((bits - low) / (high - low))))
 
 
 def _inputs(found: Explanation) -> bytes:
@@ -313,7 +333,8 @@ def _page(found: Explanation, pictures: dict[str, bytes]) -> str:
     r = found.result
     buffer = io.BytesIO()
     Image.fromarray(found.picture.pixels).save(buffer, "PNG", optimize=True)
-    palette = ["#" + "".join(f"{round(255 * v):02x}" for v in bits_cmap()(i / 64)[:3]) for i in range(65)]
+    low, high = found.span
+    palette = [_color(found, low + (high - low) * i / 64) for i in range(65)]
     data = {**found.to_mapping(), "palette": palette}
     macs_at_most = _most_bitops(found)
     facts = (

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cadyq.data.sets import Pair, load_pairs
 from cadyq.functional.fidelity import psnr_y
-from cadyq.functional.image import luma
+from cadyq.functional.image import luma, sobel
 from cadyq.functional.resize import imresize
 from cadyq.report.bench import Bench, figures_of
 from cadyq.report.lab import Request
@@ -45,7 +45,7 @@ def fig_s1(bench: Bench) -> Table:
     if bench.lab.is_planning:
         return Table("figS1", title, [], [])
     picture = next(iter(load_pairs("Urban100", 4, root=bench.lab.root)))
-    channels, stds, names = _features(network, picture.lr[:96, :96], _LAYER - 1)
+    channels, stds, names = _features(network, picture.lr[:96, :96], _LAYER)
     rows = [
         {
             "site": name,
@@ -69,7 +69,8 @@ def fig_s1(bench: Bench) -> Table:
         Column("max_over_median", "largest / median", 1),
     )
     note = (
-        f"{network.name}, input of the {_LAYER}th body convolution, first 96x96 LR pixels of Urban100's {picture.name}; "
+        f"{network.name}, the feature behind {_LAYER} body convolutions (what the next one takes in), "
+        f"first 96x96 LR pixels of Urban100's {picture.name}; "
         f"schedule {network.schedule}."
     )
     wanted = [] if network.backbone == "edsr" else ["The paper shows EDSR, which is not trained here."]
@@ -112,28 +113,35 @@ def _plot_s1(bench: Bench, channels: Array, stds: Sequence[tuple[Any, Array]]) -
         left.plot(x, levels[2], "o", color="black", markersize=1.8, label="median")
         left.set_xlabel("channel, sorted by deviation")
         left.set_ylabel("value of the feature")
-        left.set_title(f"(a) channels of the {_LAYER}th layer's input", loc="left")
+        left.set_title(f"(a) channels behind the {_LAYER}th layer", loc="left")
         left.legend(loc="upper left", handlelength=1.2)
         layers = np.arange(1, len(stds) + 1)
-        each = np.array([np.percentile(s, [0, 50, 100]) for _, s in stds])
-        right.fill_between(
+        each = np.array([np.percentile(s, [5, 50, 95]) for _, s in stds])
+        floor = 1e-3 * each[:, 2].max()  # channels that are dead here have none to show on a log scale
+        right.vlines(
             layers,
-            each[:, 0],
+            np.maximum(each[:, 0], floor),
             each[:, 2],
             color=COLORS[5],
-            alpha=0.45,
-            linewidth=0,
-            label="channel-wise: smallest to largest",
+            linewidth=3,
+            label="channel-wise: 5th to 95th percentile",
         )
-        right.plot(layers, each[:, 1], color=COLORS[0], label="channel-wise: median")
+        right.plot(layers, each[:, 1], "o", color=COLORS[0], markersize=3, label="channel-wise: median")
         right.plot(
-            layers, [s for s, _ in stds], "--", color=COLORS[1], marker="s", markersize=3, label="layer-wise"
+            layers,
+            [s for s, _ in stds],
+            "_",
+            color=COLORS[1],
+            markersize=7,
+            markeredgewidth=2,
+            label="layer-wise",
         )
         right.set_yscale("log")
         right.set_xlabel("body convolution")
         right.set_ylabel("standard deviation (log scale)")
         right.set_title("(b) deviation of every layer", loc="left")
-        right.legend(loc="best", handlelength=1.6)
+        right.legend(loc="lower left", bbox_to_anchor=(0, -0.02), handlelength=1.2)
+        right.set_ylim(bottom=floor / 8)
         return save(made, bench.folder, "figS1")
 
 
@@ -142,7 +150,7 @@ def fig_s2(bench: Bench) -> Table:
     rows: list[dict[str, Any]] = []
     for network in _trained_by_w_reg(bench):
         found, status = bench.measure(Request(bench.subject(network), "Urban100"))
-        rows.append(_trade_row(network, "w_reg", network.training.get("w_reg"), found, status))
+        rows.append(_trade_row(network, "w_reg", network.w_reg, found, status))
     for network in bench.dynamic():
         for budget in BUDGETS:
             found, status = bench.measure(Request(bench.subject(network), "Urban100", budget=budget))
@@ -172,11 +180,11 @@ def fig_s2(bench: Bench) -> Table:
 
 def _trained_by_w_reg(bench: Bench) -> list[Network]:
     """Dynamic networks of one backbone that differ in w_reg, if at least two were trained."""
-    known = [n for n in bench.networks if n.method == "CADyQ" and n.scale == 4 and n.training.get("w_reg")]
+    known = [n for n in bench.networks if n.method == "CADyQ" and n.scale == 4 and n.w_reg]
     groups: dict[str, list[Network]] = {}
     for network in known:
         groups.setdefault(network.backbone, []).append(network)
-    return [n for group in groups.values() if len({n.training["w_reg"] for n in group}) > 1 for n in group]
+    return [n for group in groups.values() if len({n.w_reg for n in group}) > 1 for n in group]
 
 
 def _trade_row(network: Network, knob: str, value: Any, found: Any, status: str) -> dict[str, Any]:
@@ -248,15 +256,16 @@ def fig_s3(bench: Bench) -> Table:
         Column("status", "Status"),
     )
     note = (
-        f"PSNR and FQR are of the whole picture; the crop is its {_CROP}x{_CROP} LR pixels of largest deviation, chosen by "
+        f"PSNR and FQR are of the whole picture; the crop is its {_CROP}x{_CROP} LR pixels of largest "
+        "gradient, chosen by "
         "the original alone."
     )
     return Table("figS3", title, columns, rows, [note], [], files)
 
 
 def _busiest(pair: Pair) -> tuple[int, int]:
-    """LR corner of the crop with the largest deviation of luma, on a grid."""
-    light = luma(pair.lr)
+    """LR corner of the crop with the largest mean gradient, on a grid."""
+    light = np.hypot(*sobel(luma(pair.lr)))
     corners = [
         (y, x)
         for y in range(0, max(1, light.shape[0] - _CROP), _CROP // 2)

@@ -13,7 +13,7 @@ from cadyq.errors import ArgumentError
 from cadyq.io.checkpoints import load_checkpoint
 from cadyq.io.shipped import MODEL_SUFFIX, PLAN_SUFFIX, model_path, plan_path, shipped_models
 
-__all__ = ["PAPER_STEPS", "Network", "find", "scan"]
+__all__ = ["PAPER_STEPS", "Network", "find", "read_network", "scan"]
 
 PAPER_STEPS = {"idn": 30_000, "edsr": 30_000, "srresnet": 30_000, "carn": 60_000}
 """Updates of the paper's schedule: 300 (CARN 600) epochs of 100, supplement C."""
@@ -60,8 +60,8 @@ class Network:
     def schedule(self) -> str:
         """``full`` (at least the paper's updates), ``short (n updates)``, ``none``, or ``not recorded``."""
         stated = self.training.get("schedule")
-        if isinstance(stated, str):
-            return stated
+        if stated in ("full", "short", "none"):
+            return str(stated)
         if self.steps is None:
             return str(self.training.get("status", "not recorded")).split(":")[0]
         if self.steps == 0:
@@ -71,13 +71,26 @@ class Network:
     @property
     def seed(self) -> int | None:
         """Seed of its training; None if not recorded."""
-        seed = self.training.get("seed")
+        seed = self.recipe.get("seed", self.training.get("seed"))
         return int(seed) if isinstance(seed, int) else None
 
     @property
+    def recipe(self) -> Mapping[str, Any]:
+        """The recipe of its last stage, empty if not recorded."""
+        recipe = self.training.get("recipe")
+        return recipe if isinstance(recipe, Mapping) else {}
+
+    @property
+    def w_reg(self) -> float | None:
+        """Weight of the bit loss at the start of its training; None if not recorded."""
+        weight = self.recipe.get("w_reg", self.training.get("w_reg"))
+        return float(weight) if isinstance(weight, int | float) and weight else None
+
+    @property
     def degradation(self) -> str:
-        """What its training pictures went through: ``bicubic`` unless the record says otherwise."""
-        return str(self.training.get("degradation", "photo" if "photo" in self.name else "bicubic"))
+        """What its training pictures went through: ``bicubic`` unless the record or the name says otherwise."""
+        is_photo = bool(self.recipe.get("degrade")) or "photo" in self.name
+        return str(self.training.get("degradation", "photo" if is_photo else "bicubic"))
 
     def digest(self) -> str:
         """SHA-256 over its files: equal digests, equal results."""
@@ -109,6 +122,12 @@ def scan(folders: Iterable[str | os.PathLike[str]] = (), *, shipped: bool = True
         for path in sorted(folder.glob(f"*{MODEL_SUFFIX}"), key=lambda p: p.name.endswith(PLAN_SUFFIX)):
             paths.setdefault(path.name.removesuffix(PLAN_SUFFIX).removesuffix(MODEL_SUFFIX), path)
     return [_read(name, paths[name]) for name in sorted(paths)]
+
+
+def read_network(model: str | os.PathLike[str]) -> Network:
+    """A shipped model by name, or a model file. Raises `ArgumentError` or `CheckpointError`."""
+    path = model_path(model)
+    return _read(path.name.removesuffix(PLAN_SUFFIX).removesuffix(MODEL_SUFFIX), path)
 
 
 def find(networks: Iterable[Network], backbone: str, scale: int, method: str) -> Network | None:

@@ -14,17 +14,16 @@ from cadyq.io.files import write_atomic
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BITS_COLORS", "COLORS", "HEAT", "MARKERS", "bits_cmap", "figure", "png", "save"]
+__all__ = ["COLORS", "HEAT", "MARKERS", "figure", "png", "save"]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 """Okabe and Ito's palette (jfly.uni-koeln.de/color, 2008), the strongest first; every curve has its own marker, too."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HEAT = "cividis"
-BITS_COLORS = (0.0, 8.0)
-"""Range of bit-widths on color scales: equal bits have equal colors in all pictures."""
+"""Color map of bit-widths; its lightness rises evenly."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 8.5,
     "font.family": "DejaVu Sans",
     "axes.titlesize": 9,
@@ -83,10 +82,3 @@ def save(made: Figure, folder: Path, name: str) -> list[str]:
     made.savefig(buffer, format="pdf", metadata={"CreationDate": None})
     write_atomic(folder / f"{name}.pdf", buffer.getvalue())
     return [f"{name}.png", f"{name}.pdf"]
-
-
-def bits_cmap() -> Any:
-    """Color of a bit-width, over the range `BITS_COLORS`."""
-    import matplotlib
-
-    return matplotlib.colormaps[HEAT]

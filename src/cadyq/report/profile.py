@@ -155,8 +155,9 @@ def _on_engine(
         if isinstance(step, Block):
             stage = "body"
             taken = _take(left, "block")
-            sizes = np.array([_macs(conv, areas.sum()) for conv in step.convs])
-            for conv, share in zip(step.convs, sizes / sizes.sum(), strict=True):
+            convs_of = [layer.conv for layer in step.layers]
+            sizes = np.array([_macs(conv, areas.sum()) for conv in convs_of])
+            for conv, share in zip(convs_of, sizes / sizes.sum(), strict=True):
                 name = conv.site.name if conv.site is not None else _label(conv)
                 own = bits[:, site_index] if conv.site is not None else np.full(len(areas), 16)
                 site_index += conv.site is not None
@@ -164,7 +165,7 @@ def _on_engine(
                 convs.append(_cost(name, stage, _macs(conv, areas), 8, own, part, "block"))
         elif isinstance(step, Layer):
             stage = "tail" if stage != "head" else "head"
-            pixels = areas.sum() * plan.planes[step.src].level ** 2
+            pixels = areas.sum() * (plan.planes[step.dst].level / step.shuffle) ** 2
             width = step.conv.site.bits[-1] if step.conv.site is not None else 16
             convs.append(
                 _cost(

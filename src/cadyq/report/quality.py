@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+from cadyq.data.sets import DATA_SETS
 from cadyq.evaluate import Evaluation, compare
 from cadyq.report import published
 from cadyq.report.bench import Bench, figures_of
-from cadyq.report.lab import Request, data_facts
+from cadyq.report.lab import Request
 from cadyq.report.networks import Network
 from cadyq.report.table import Column, Table
 
 __all__ = ["b1", "s1", "s2", "s3", "s4"]
 
-TRAINING_DATA = "Training data: 384x384 photo crops (JPEG 95 originals) instead of DIV2K; compare a network with our own float one."
+TRAINING_DATA = (
+    "Training data: 384x384 photo crops (JPEG 95 originals) instead of DIV2K; compare a network with our own "
+    "float one."
+)
 TILES = "Inference: bits per tile on one feature plane; the paper cuts independent 96x96 patches (table S7 has both)."
 _QUALITY = (
     Column("model", "Model"),
@@ -50,10 +55,8 @@ def _quality_table(bench: Bench, name: str, title: str) -> Table:
         ours = dataset if dataset == "Urban100" else bench.lab.large_set(dataset)
         group = dataset
         if ours != dataset:
-            group = f"{dataset} as published, beside {_called(bench, ours)} of ours: not comparable"
-            stand_ins.add(
-                f"{dataset} was not found; {_called(bench, ours)} stands in and is named as what it is."
-            )
+            group = f"{dataset} as published, beside {_called(ours)} of ours: not comparable"
+            stand_ins.add(f"{dataset} was not found; {_called(ours)} stands in and is named as what it is.")
         own_float: dict[str, float] = {}
         for p in (p for p in printed if p.dataset == dataset):
             backbone = published.BACKBONES[p.backbone]
@@ -115,7 +118,8 @@ def s3(bench: Bench) -> Table:
     ]
     notes = [
         *published.slips("S3"),
-        "BitOPs of the whole network for a 1280x720 picture: body convolutions by the measured bits, all others at 8 bits "
+        "BitOPs of the whole network for a 1280x720 picture: body convolutions by the measured bits, all "
+        "others at 8 bits "
         "(32 in the float network).",
         *_schedules(rows),
     ]
@@ -171,7 +175,8 @@ def b1(bench: Bench) -> Table:
     rows: list[dict[str, Any]] = []
     notes = [
         "The supplement refers to table 3 of the main paper for these figures and prints none itself.",
-        "All selectors of a network were fitted on one measurement of training tiles and set to the same mean bits there; "
+        "All selectors of a network were fitted on one measurement of training tiles and set to the same "
+        "mean bits there; "
         "they differ in nothing but their inputs.",
         "Differences in dB are paired over pictures, with a 95 % bootstrap interval.",
     ]
@@ -232,8 +237,8 @@ def _difference(value: float | None, base: float | None, method: str) -> float |
     return None if value is None or base is None or method == "FP32" else value - base
 
 
-def _called(bench: Bench, data: str) -> str:
-    return str(data_facts(bench.lab, data)["dataset"]) if bench.lab.has(data) else data
+def _called(data: str) -> str:
+    return data if data in DATA_SETS else f"folder {Path(data).name}"
 
 
 def _schedules(rows: Iterable[dict[str, Any]]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 import subprocess
 from collections.abc import Callable, Sequence
@@ -65,6 +66,8 @@ def reproduce(names: Sequence[str], bench: Bench, say: Say = lambda text: None) 
         say(f"{name}: {state(table)}")
     title = "CADyQ supplement, reproduced" + (" (quick: a part of every set)" if bench.lab.quick else "")
     write_atomic(bench.folder / "index.html", page(title, tables, head).encode())
+    summary = {**head, "tables": {table.name: state(table) for table in tables}}
+    write_atomic(bench.folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     return tables
 
 
@@ -82,7 +85,7 @@ def estimate(builders: Sequence[Builder], bench: Bench) -> str:
     if not wanted:
         return "everything was measured before"
     seconds = _seconds(wanted, bench.lab)
-    return f"{len(wanted)} measurements, about {timedelta(seconds=round(seconds))} h"
+    return f"{len(wanted)} measurements, about {timedelta(seconds=round(seconds))} (h:mm:ss)"
 
 
 def _seconds(wanted: Sequence[Request], lab: Lab) -> float:
@@ -115,27 +118,29 @@ def commit() -> str:
     if not (home / ".git").exists():
         return "unknown (installed package)"
     try:
-        run = lambda *what: (
-            subprocess.run(  # noqa: E731
-                ["git", "-C", os.fspath(home), *what], capture_output=True, text=True, check=True, timeout=20
-            ).stdout
-        )
-        return run("rev-parse", "HEAD").strip() + (
-            "+" if run("status", "--porcelain", "-uno").strip() else ""
-        )
+        name = _git(home, "rev-parse", "HEAD")
+        return name + ("+" if _git(home, "status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def _git(home: Path, *what: str) -> str:
+    command = ["git", "-C", os.fspath(home), *what]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
 
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1.2rem;color:#1a1a1a}
 h1{font-size:1.5rem} h2{font-size:1.15rem;margin:2.4rem 0 .6rem;border-top:1px solid #ccc;padding-top:1rem}
 h3{font-size:.9rem;margin:.8rem 0 .2rem;color:#444} ul{margin:.2rem 0 .6rem;font-size:.85rem;color:#333}
-.scroll{overflow-x:auto} table{border-collapse:collapse;font-size:.8rem;margin:.5rem 0 1rem;font-variant-numeric:tabular-nums}
-caption{text-align:left;font-weight:600;padding:.3rem 0} th,td{padding:.22rem .55rem;text-align:left;vertical-align:bottom}
+.scroll{overflow-x:auto} table{border-collapse:collapse;font-size:.8rem;margin:.5rem 0 1rem;
+font-variant-numeric:tabular-nums}
+caption{text-align:left;font-weight:600;padding:.3rem 0}
+th,td{padding:.22rem .55rem;text-align:left;vertical-align:bottom}
 thead th{border-bottom:1.5px solid #333;font-weight:600;max-width:8.5rem} tbody tr{border-bottom:1px solid #e3e3e3}
-.n{text-align:right} .empty td{color:#767676} img{max-width:100%;height:auto;margin:.5rem 0} .meta{font-size:.85rem;color:#444}
-nav a{margin-right:.8rem}
+.n{text-align:right} .empty td{color:#767676} img{max-width:min(100%,56rem);height:auto;margin:.5rem 0}
+.meta{font-size:.85rem;color:#444}
+nav a{margin-right:.8rem} td:first-child{white-space:nowrap} td:last-child{min-width:5.5rem}
 """
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cadyq.engine.plan import Block, Plan
+from cadyq.engine.plan import Plan
 from cadyq.engine.run import Engine
 
-__all__ = ["Timed", "cpu_name", "engine_stages", "interleaved"]
+__all__ = ["Timed", "cpu_name", "engine_stages", "interleaved", "with_tile"]
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,6 @@ def engine_stages(engine: Engine) -> dict[str, float]:
 def with_tile(plan: Plan, tile: int) -> Plan:
     """The same plan in other tiles."""
     return dataclasses.replace(plan, tile=tile)
-
-
-def block_sites(plan: Plan) -> list[list[str]]:
-    """Names of the sites of every block, in order."""
-    blocks = (step for step in plan.steps if isinstance(step, Block))
-    return [[conv.site.name for conv in block.convs if conv.site is not None] for block in blocks]
 
 
 def cpu_name() -> str:

@@ -6,6 +6,7 @@ the networks as ``selectors/NAME.safetensors``, a few kilobytes each.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -21,9 +22,8 @@ from cadyq.errors import CadyqError, CheckpointError, UnsupportedError
 from cadyq.functional.image import gray, laplacian, sobel
 from cadyq.functional.tiling import Grid
 from cadyq.io.checkpoints import load_checkpoint
-from cadyq.io.plans import LoadedPlan
 from cadyq.report.networks import Network
-from cadyq.upscale import ImageLike, Mode, Model, Progress, Result, Runtime, load
+from cadyq.upscale import ImageLike, Model, Result, load
 
 __all__ = ["SCORES", "Fitted", "Lookup", "Subject", "fitted_for", "score_tiles"]
 
@@ -170,36 +170,17 @@ class _Decided(Model):
         super().__init__(model._loaded, model.name, model.plan)
         self._decide = decide
 
-    def upscale(
-        self,
-        image: ImageLike,
-        *,
-        mode: Mode = "tiles",
-        tile: int | None = None,
-        budget: float = 0.0,
-        threads: int | None = None,
-        force_bits: Any = None,
-        progress: Progress | None = None,
-        runtime: Runtime = "auto",
-    ) -> Result:
-        """As `Model.upscale`; ``force_bits`` is this model's own affair, the picture an RGB array."""
-        assert isinstance(image, np.ndarray) and force_bits is None
-        return super().upscale(
-            image,
-            mode=mode,
-            tile=tile,
-            budget=budget,
-            threads=threads,
-            force_bits=self._decide(image, tile or self.tile),
-            progress=progress,
-            runtime=runtime,
-        )
+    def upscale(self, image: ImageLike, **options: Any) -> Result:
+        """As `Model.upscale`, of an RGB array; ``force_bits`` is this model's own affair."""
+        assert isinstance(image, np.ndarray) and options.get("force_bits") is None
+        decided = self._decide(image, options.get("tile") or self.tile)
+        return super().upscale(image, **{**options, "force_bits": decided})
 
 
 def score_tiles(rgb: Array, tile: int, score: str) -> Array:
     """A score of every tile of a picture, uint8 ``(H, W, 3)``, each on its own: ``(rows, cols)``."""
     light = gray(rgb.astype(np.float32) / 255)
-    grid = Grid(*light.shape, tile)
+    grid = Grid(light.shape[0], light.shape[1], tile)
     values = [SCORES[score](light[y0:y1, x0:x1]) for y0, y1, x0, x1 in grid.boxes]
     return np.array(values).reshape(grid.rows, grid.cols)
 
@@ -228,7 +209,7 @@ def _with_selectors(network: Network, fitted: Fitted, name: str) -> Model:
     """The network with other selectors, on the engine where these have an integer form."""
     import torch
 
-    from cadyq.io.models import LoadedModel, load_model
+    from cadyq.io.models import load_model
     from cadyq.lowering import lower
     from cadyq.quant.selector import BitSelector
     from cadyq.quant.site import sites_of
@@ -254,13 +235,10 @@ def _with_selectors(network: Network, fitted: Fitted, name: str) -> Model:
                 bias += float(steps[level]) if level < len(steps) else 0.0
                 level += 1
         site.selector = selector
-    found = LoadedModel(loaded.network, loaded.quantization, loaded.exit_rule, loaded.metadata)
-    base = load(network.path)
-    plan = base.plan
+    plan = load(network.path).plan
     if plan is not None:
         try:
-            lowered = lower(loaded.network, loaded.quantization)
-            plan = LoadedPlan(lowered, plan.macs, plan.parameters, plan.radius, plan.exit_rule, plan.metadata)
+            plan = dataclasses.replace(plan, plan=lower(loaded.network, loaded.quantization))
         except UnsupportedError:
             plan = None
-    return Model(found, f"{network.name} {name}", plan)
+    return Model(loaded, f"{network.name} {name}", plan)

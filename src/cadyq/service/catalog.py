@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cadyq.errors import ArgumentError
-from cadyq.io.shipped import MODEL_SUFFIX, PLAN_SUFFIX, model_path
-from cadyq.upscale import Model, default_model, load, shipped_models
+from cadyq.io.shipped import MODEL_SUFFIX, PLAN_SUFFIX, default_model, model_path, shipped_models
+from cadyq.pictures import model
+from cadyq.upscale import Model
 
 __all__ = ["Catalog"]
 
@@ -26,14 +26,13 @@ class Catalog:
 
     def __init__(self, models: Sequence[str] = ()) -> None:
         self._sources: dict[str, str] = {}
+        self._is_shipped = not models
         for source in models or self._shipped():
             model_path(source)
             name = Path(source).name.removesuffix(PLAN_SUFFIX).removesuffix(MODEL_SUFFIX)
             if name in self._sources:
                 raise ArgumentError("model", source, f"a name that is not taken ({name})", "rename the file")
             self._sources[name] = source
-        self._loaded: dict[str, Model] = {}
-        self._lock = threading.Lock()
 
     @staticmethod
     def _shipped() -> list[str]:
@@ -56,10 +55,17 @@ class Catalog:
         """
         if name not in self._sources:
             raise ArgumentError("model", name, f"one of {', '.join(self.names)}")
-        with self._lock:
-            if name not in self._loaded:
-                self._loaded[name] = load(self._sources[name])
-            return self._loaded[name]
+        return model(self._sources[name])
+
+    def source(self, name: str | None) -> str | None:
+        """What `cadyq.pictures.Wanted.model` is for a client's choice; None leaves it to the kind of picture.
+
+        If the service's owner chose the models, the default one stands for None.
+        """
+        if name is None:
+            return None if self._is_shipped else self._sources[self.default]
+        self.get(name)
+        return self._sources[name]
 
     def describe(self) -> list[dict[str, Any]]:
         """Say what is offered, fit for JSON."""

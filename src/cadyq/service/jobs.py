@@ -29,9 +29,9 @@ class State(str, Enum):
 
 
 class Options(NamedTuple):
-    """What a client may choose; ``format`` is one of the command line's."""
+    """What a client may choose; ``format`` is one of the command line's, no model leaves it to the picture."""
 
-    model: str
+    model: str | None
     budget: float
     format: str
 

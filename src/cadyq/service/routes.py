@@ -26,7 +26,7 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _BODY = {
     "requestBody": {
         "required": True,
-        "description": "The bytes of a PNG, JPEG, WebP or TIFF file; which of them, they tell themselves",
+        "description": "The bytes of a PNG, JPEG, WebP, TIFF or AVIF file; which of them, they tell themselves",
         "content": dict.fromkeys(("application/octet-stream", *MEDIA_TYPES.values()), _BINARY),
     }
 }
@@ -100,7 +100,7 @@ def api(queue: JobQueue, catalog: Catalog, settings: Settings, metrics: Metrics)
     """Return the routes of a service."""
     router = APIRouter()
     model = Query(
-        description="the model; see /v1/models",
+        description="the model; see /v1/models. Without one the kind of picture decides",
         json_schema_extra={"enum": catalog.names},
         examples=[catalog.default],
     )
@@ -111,13 +111,13 @@ def api(queue: JobQueue, catalog: Catalog, settings: Settings, metrics: Metrics)
         description="negative: fewer bits, positive: more",
     )
     format = Query(description="format of the result", json_schema_extra={"enum": list(MEDIA_TYPES)})
-    Chosen = Annotated[str, model]
+    Chosen = Annotated[str | None, model]
     Budget = Annotated[float, budget]
     Format = Annotated[str, format]
 
-    def checked(model: str, budget: float, format: str) -> Options:
+    def checked(model: str | None, budget: float, format: str) -> Options:
         for name, value, known in (("model", model, catalog.names), ("format", format, list(MEDIA_TYPES))):
-            if value not in known:
+            if value is not None and value not in known:
                 raise ServiceError(
                     422, "argument", f"{name} is {value!r}, expected one of {', '.join(known)}"
                 )
@@ -153,7 +153,7 @@ def api(queue: JobQueue, catalog: Catalog, settings: Settings, metrics: Metrics)
         responses={200: _FILE, **documented(403, 408, 413, 422, 500, 501, 503, 504)},
     )
     async def upscale(
-        request: Request, model: Chosen = catalog.default, budget: Budget = 0.0, format: Format = "png"
+        request: Request, model: Chosen = None, budget: Budget = 0.0, format: Format = "png"
     ) -> Response:
         """The answer has the bytes that the command line writes. Closing the connection cancels the work."""
         job = await taken(request, checked(model, budget, format))
@@ -180,7 +180,7 @@ def api(queue: JobQueue, catalog: Catalog, settings: Settings, metrics: Metrics)
     async def create(
         request: Request,
         response: Response,
-        model: Chosen = catalog.default,
+        model: Chosen = None,
         budget: Budget = 0.0,
         format: Format = "png",
         keep: Annotated[bool, Query(description="go on when nobody listens to its events any more")] = True,

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cadyq.errors import ArgumentError
+from cadyq.errors import CadyqError
 from cadyq.functional.tiling import Grid
-from cadyq.io.images import Picture, encode_image, read_image
+from cadyq.io.images import read_image
+from cadyq.io.shipped import MODEL_SUFFIX
+from cadyq.io.stream import reduced
+from cadyq.pictures import PictureTask, Wanted, model, prepare
 from cadyq.service.catalog import Catalog
-from cadyq.service.jobs import Job, Outcome
+from cadyq.service.jobs import Job, Options, Outcome
 from cadyq.service.settings import Settings
-from cadyq.upscale import Model, Part, Result
+from cadyq.upscale import Figures, Part
 
 __all__ = ["MEDIA_TYPES", "Cancelled", "OutOfTime", "upscale_job"]
 
-MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "tif": "image/tiff"}
+MEDIA_TYPES = {
+    "png": "image/png",
+    "jpg": "image/jpeg",
+    "webp": "image/webp",
+    "tif": "image/tiff",
+    "avif": "image/avif",
+}
 """Formats of results, as on the command line, and their media types."""
 
 Publish = Callable[[str, dict[str, Any]], None]
@@ -41,11 +53,11 @@ class OutOfTime(Exception):
 
 
 def upscale_job(job: Job, catalog: Catalog, settings: Settings, publish: Publish) -> Outcome:
-    """Do a job; ``publish`` is called with events as they occur.
+    """Do a job as the command line would; ``publish`` is called with events as they occur.
 
     Raises:
         Cancelled, OutOfTime: between two parts of the picture.
-        CadyqError: as `Model.upscale`, `read_image` and `encode_image`.
+        CadyqError: as `prepare` and `PictureTask.make`.
     """
     deadline = time.monotonic() + settings.timeout
 
@@ -58,47 +70,62 @@ def upscale_job(job: Job, catalog: Catalog, settings: Settings, publish: Publish
             publish("progress", {"done": done, "total": total})
 
     check()
-    model = catalog.get(job.options.model)
-    picture = read_image(job.content, settings.max_pixels)
-    suffix = f".{job.options.format}"
-    if picture.alpha is not None and suffix == ".jpg":
-        raise ArgumentError("format", "jpg", "a format with transparency, as the picture has it", "use png")
-    publish("started", _description(model, picture, job.watched))
-    on_part = _teller(model, picture, publish) if job.watched else None
-    result = model.upscale(
-        picture, budget=job.options.budget, threads=settings.threads, progress=check, on_part=on_part
+    with tempfile.TemporaryDirectory(prefix="cadyq-") as name:
+        folder = Path(name)
+        # The names appear in messages.
+        source, target = folder / "the picture", folder / f"the result.{job.options.format}"
+        source.write_bytes(job.content)
+        try:
+            task = prepare(source, target, _wanted(job.options, catalog, settings))
+            publish("started", _description(task, job.watched))
+            on_part = _teller(task, publish) if job.watched else None
+            figures, _ = task.make(target, check, on_part)
+        except CadyqError as error:
+            error.args = (str(error).replace(f"{folder}{os.sep}", ""),)
+            raise
+        check()
+        content = target.read_bytes()
+    bits = {site: grid.tolist() for site, grid in figures.bits.items()}
+    return Outcome(content, MEDIA_TYPES[job.options.format], _figures(task, figures, content), bits)
+
+
+def _wanted(options: Options, catalog: Catalog, settings: Settings) -> Wanted:
+    return Wanted(
+        model=catalog.source(options.model),
+        budget=options.budget,
+        threads=settings.threads,
+        max_pixels=settings.max_pixels,
     )
-    check()
-    content = encode_image(result.picture(), suffix)
-    return Outcome(content, MEDIA_TYPES[job.options.format], _figures(result, content), _bits(result))
 
 
-def _description(model: Model, picture: Picture, with_preview: bool) -> dict[str, Any]:
-    height, width = picture.pixels.shape[:2]
-    grid = Grid(height, width, model.tile)
-    found: dict[str, Any] = {
-        "width": width,
-        "height": height,
-        "scale": model.scale,
-        "tile": model.tile,
+def _description(task: PictureTask, with_preview: bool) -> dict[str, Any]:
+    found, header = model(task.model_name), task.header
+    grid = Grid(header.height, header.width, found.tile)
+    said: dict[str, Any] = {
+        "width": header.width,
+        "height": header.height,
+        "scale": found.scale,
+        "tile": found.tile,
         "rows": grid.rows,
         "cols": grid.cols,
-        "candidate_bits": sorted({bits for site in model.sites for bits in site.candidates}),
-        "notes": list(picture.notes),
+        "candidate_bits": sorted({bits for site in found.sites for bits in site.candidates}),
+        "model": Path(task.model_name).name.removesuffix(MODEL_SUFFIX),
+        "notes": list(task.notes),
     }
     if with_preview:
-        found["preview"] = _preview(picture.pixels, _reduction(height, width), picture.is_gray)
-    return found
+        pixels = read_image(task.source, task.wanted.max_pixels).pixels
+        said["preview"] = _preview(pixels, _reduction(header.height, header.width), header.is_gray)
+    return said
 
 
-def _teller(model: Model, picture: Picture, publish: Publish) -> Callable[[Part], None]:
-    height, width = picture.pixels.shape[:2]
-    factor = _reduction(height * model.scale, width * model.scale)
-    body = [site.name for site in model.sites if site.kind == "body"]
+def _teller(task: PictureTask, publish: Publish) -> Callable[[Part], None]:
+    found, header = model(task.model_name), task.header
+    factor = _reduction(header.height * found.scale, header.width * found.scale)
+    body = [site.name for site in found.sites if site.kind == "body"]
 
     def tell(part: Part) -> None:
         mean = np.mean([part.bits[name] for name in body], axis=0, dtype=np.float64)
-        preview = _preview(part.pixels, factor, picture.is_gray)
+        preview = _preview(reduced(part.pixels), factor, header.is_gray)
         publish("tiles", {"box": part.box, "bits": mean.round(3).tolist(), "preview": preview})
 
     return tell
@@ -116,22 +143,17 @@ def _preview(pixels: NDArray[np.uint8], factor: int, is_gray: bool) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _figures(result: Result, content: bytes) -> dict[str, Any]:
-    height, width = result.pixels.shape[:2]
-    bits = np.mean(list(result.bits.values()), axis=0, dtype=np.float64)
+def _figures(task: PictureTask, figures: Figures, content: bytes) -> dict[str, Any]:
+    bits = np.mean(list(figures.bits.values()), axis=0, dtype=np.float64)
     return {
-        "width": width,
-        "height": height,
+        "width": task.size[1],
+        "height": task.size[0],
         "n_bytes": len(content),
-        "fqr": round(result.fqr, 4),
-        "fqr_area": round(result.fqr_area, 4),
-        "exited": round(result.exited, 4),
-        "bitops_g": round(result.bitops / 1e9, 4),
-        "seconds": round(result.seconds, 3),
-        "tile": result.tile,
+        "fqr": round(figures.fqr, 4),
+        "fqr_area": round(figures.fqr_area, 4),
+        "exited": round(figures.exited, 4),
+        "bitops_g": round(figures.bitops / 1e9, 4),
+        "seconds": round(figures.seconds, 3),
+        "tile": figures.tile,
         "mean_bits": bits.round(3).tolist(),
     }
-
-
-def _bits(result: Result) -> dict[str, list[list[int]]]:
-    return {name: grid.tolist() for name, grid in result.bits.items()}

@@ -38,6 +38,8 @@ Generator = torch.Generator
 __all__ = ["DivergenceError", "Outcome", "Recipe", "native_convolutions", "to_tensor", "train"]
 
 _REPORT_EVERY = 50
+# Selectors move on purpose, towards a target; a long average would hold the bits of times long past.
+_SELECTOR_EMA = 0.98
 
 
 class DivergenceError(CadyqError):
@@ -125,6 +127,7 @@ def train(
         norm.train(not recipe.freeze_norms)  # frozen: the quantised network runs with them folded
     compute_loss = workers.wrap(StepLoss(network, teacher, recipe, device))
     n_decisions = recipe.batch * sum(s.selector is not None for s in sites_of(network))
+    selectors = {name for name, _ in network.named_parameters() if ".selector." in name}
     share = workers.share(recipe.batch)
     progress(at.step, recipe.steps)
     while at.step < recipe.steps and not workers.agree(stop()):
@@ -148,7 +151,7 @@ def train(
         decay = min(recipe.ema, (1 + at.step) / (10 + at.step))
         with torch.no_grad():
             for name, p in network.named_parameters():
-                at.average[name].lerp_(p, 1 - decay)
+                at.average[name].lerp_(p, 1 - (min(decay, _SELECTOR_EMA) if name in selectors else decay))
         if controller is not None and "fqr" in values:
             controller.observe(values["fqr"])
         l1 = values["l1"]

@@ -14,15 +14,16 @@ import numpy as np
 from cadyq.backbones import BACKBONES, Backbone, build_backbone
 from cadyq.config import Quantization, from_mapping, load_toml, to_mapping
 from cadyq.data.crops import CropArrays
+from cadyq.data.degrade import degrade
 from cadyq.errors import ArgumentError, CheckpointError
 from cadyq.io.models import load_model, save_model
 from cadyq.quant.convert import calibrate, convert, observe
 from cadyq.training.budget import budget_table, place_budget
 from cadyq.training.device import Device
-from cadyq.training.loop import to_tensor, train
+from cadyq.training.loop import Outcome, to_tensor, train
 from cadyq.training.parallel import Workers
 from cadyq.training.recipe import Recipe
-from cadyq.training.supervise import fit_selectors, measure
+from cadyq.training.supervise import fit_selectors, measure, reach
 from cadyq.training.validate import Validation, validate
 from cadyq.training.warmstart import copy_clips, float_copy, load_source, warm_start
 
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["Session", "Stage", "Training", "read_training", "recipe_names", "run_stage"]
 
 _CALIBRATION_CROPS = 24
-_BUDGET_CROPS = 16
+_PLACING_CROPS, _TABLE_CROPS = 64, 32
+_FITTED_FQR = 5.0  # where fitted selectors are placed without a target
 _BUDGET_TARGETS = (4.5, 5.0, 5.5, 6.0, 6.5, 7.0)
 
 
@@ -182,15 +184,14 @@ def run_stage(training: Training, stage: Stage, session: Session) -> Path | None
         _check_done(result, stage)
         return result
     network, teacher = _networks(training, stage, session)
-    tile = 48 if stage.quantization is None else stage.quantization.tile
     outcome = train(
         network,
         session.crops,
         stage.recipe,
         session.folder / stage.name,
         teacher=teacher,
-        validation=session.validation,
-        tile=tile,
+        validation=_validation(session, stage.recipe),
+        tile=_tile(stage),
         device=session.device,
         workers=session.workers,
         stop=session.stop,
@@ -201,31 +202,44 @@ def run_stage(training: Training, stage: Stage, session: Session) -> Path | None
     )
     if not outcome.finished:
         return None
-    if session.workers.rank:
-        return result
-    network = outcome.network.cpu()
-    record = _record(training, stage, session.crops) | {
-        "steps": outcome.steps,
-        "seconds": round(outcome.seconds),
-    }
+    if session.workers.rank == 0:
+        _finish(training, stage, session, outcome, result)
+    session.workers.agree(True)  # the other processes wait for the file
+    return result
+
+
+def _finish(training: Training, stage: Stage, session: Session, outcome: Outcome, result: Path) -> None:
+    """Place selectors and budgets of a trained network, measure it, and write its model file."""
+    network, crops, recipe = outcome.network.cpu(), session.crops, stage.recipe
+    tile = _tile(stage)
+    record = _record(training, stage, crops) | {"steps": outcome.steps, "seconds": round(outcome.seconds)}
     budgets: list[tuple[float, float]] = []
     found = outcome.validation
     if stage.is_dynamic:
-        found = None
+        target = recipe.target_fqr or (_FITTED_FQR if stage.fit_crops else 0.0)
         if stage.fit_crops:
-            seen = measure(network, session.crops, n_crops=stage.fit_crops, tile=tile, log=session.log)
+            seen = measure(network, crops, n_crops=stage.fit_crops, tile=tile, log=session.log)
             fit_selectors(network, seen)
-        if stage.recipe.target_fqr or stage.fit_crops:
-            record["bias_shift"] = place_budget(
-                network, session.crops, stage.recipe.target_fqr or 5.0, n_crops=_BUDGET_CROPS, tile=tile
-            )
-        budgets = budget_table(network, session.crops, _BUDGET_TARGETS, n_crops=_BUDGET_CROPS, tile=tile)
+            reach(network, seen, target)
+        if target:
+            record["shift"] = place_budget(network, crops, target, n_crops=_PLACING_CROPS, tile=tile)
+            found = None
+        budgets = budget_table(network, crops, _BUDGET_TARGETS, n_crops=_TABLE_CROPS, tile=tile)
     if found is None:
-        found = validate(network, session.validation, stage.recipe.validation_crops, tile=tile)
+        found = validate(network, _validation(session, recipe), recipe.validation_crops, tile=tile)
     record["validation"] = dict(zip(Validation._fields, found, strict=True))
     save_model(result, network, stage.quantization, training=record, budgets=budgets)
     session.log(f"{stage.name}: {found.psnr_db:.3f} dB, FQR {found.fqr:.2f} on validation; {result}")
-    return result
+
+
+def _tile(stage: Stage) -> int:
+    return 48 if stage.quantization is None else stage.quantization.tile
+
+
+def _validation(session: Session, recipe: Recipe) -> CropArrays:
+    """What chooses the best checkpoint: as damaged as what is trained on, always alike."""
+    lr, hr = (a[: recipe.validation_crops] for a in session.validation)
+    return CropArrays(degrade(lr, np.random.default_rng(recipe.seed)) if recipe.degrade else lr, hr)
 
 
 def _networks(training: Training, stage: Stage, session: Session) -> tuple[Backbone, Backbone | None]:

@@ -4,8 +4,6 @@
 namespace cadyq_avx2 {
 namespace {
 
-CADYQ_INLINE F32 splat(float v) { return _mm256_set1_ps(v); }
-
 constexpr int kTiles = 24, kGemmTiles = 6, kBlock = 16;
 constexpr int kDirectBlock = 16, kPixels = 6, kColumnPixels = 6;
 
@@ -66,6 +64,10 @@ CADYQ_INLINE void gemm_direct(const uint8_t* const* rows, size_t offset, int n_r
   gemm_rows(rows, offset, n_rows, steps, stride, static_cast<const uint8_t*>(w), init, out, 16);
 }
 
+constexpr int kThinPixels = kPixels, kThinOutputs = 0;  // blocks are small here: none of its own
+
+CADYQ_INLINE void gemm_thin(const uint8_t* const*, size_t, int, int, size_t, int, const void*, const int32_t*, int32_t*) {}
+
 CADYQ_INLINE void gemm_columns(const uint8_t* const* rows, size_t offset, int n_rows, int steps, size_t stride,
                                int /*element*/, const void* w, const int32_t* init, int32_t* out) {
   const uint8_t* p = static_cast<const uint8_t*>(w);
@@ -81,7 +83,7 @@ CADYQ_INLINE void gemm_columns(const uint8_t* const* rows, size_t offset, int n_
 
 extern "C" const CadyqKernels* cadyq_kernels_avx2(void) {
   using namespace cadyq_avx2;
-  static const CadyqKernels k = {"avx2", 1, kBlock, kTiles, kDirectBlock, 2, scratch_bytes, quantize,
-                                 sums,   winograd, direct, columns};
+  static const CadyqKernels k = {"avx2",        1,        kBlock, kTiles, kDirectBlock, 2,      32,
+                                 scratch_bytes, quantize, snap,   sums,   winograd,     direct, columns};
   return &k;
 }

@@ -30,7 +30,11 @@ class InterleavedRegion {
     constants_ = reinterpret_cast<Constants*>(take(16 * sizeof(Constants)));
     for (int block = 0; block < job.c_out / 64; ++block) set_constants(constants_[block], block * 64);
     const bool slope = job.epilogue.slope != nullptr;
-    if (job.epilogue.store == CADYQ_INT16)
+    if (job.epilogue.gain)
+      out_ = slope ? cadyq_wino_out_snapped_act : cadyq_wino_out_snapped;
+    else if (job.epilogue.rectify)
+      out_ = slope ? cadyq_wino_out_rectified_act : cadyq_wino_out_rectified;
+    else if (job.epilogue.store == CADYQ_INT16)
       out_ = job.target.residual ? (slope ? cadyq_wino_out_residual_act : cadyq_wino_out_residual)
                                  : (slope ? cadyq_wino_out_int16_act : cadyq_wino_out_int16);
     else if (job.epilogue.quantizer.is_unsigned)
@@ -111,14 +115,14 @@ class InterleavedRegion {
       c.factor[i] = e.factor[channel + i] * 0.015625f;
       c.bias[i] = e.bias[channel + i];
       c.slope[i] = e.slope ? e.slope[channel + i] : 1.f;
-      c.requant[i] = e.store == CADYQ_INT16 ? 0.f : e.quantizer.multiplier[channel + i];
+      c.requant[i] = e.gain ? e.gain[channel + i] : e.store == CADYQ_INT16 ? 0.f : e.quantizer.multiplier[channel + i];
       c.low[i] = static_cast<int8_t>(e.quantizer.low);
       c.high[i] = static_cast<int8_t>(e.quantizer.high);
       c.flip[i] = static_cast<int8_t>(e.quantizer.flip);
     }
     c.inverse9 = kInverse9;
-    c.max16 = 32767.f;
-    c.min16 = -32768.f;
+    c.max16 = e.gain ? e.levels : 32767.f;
+    c.min16 = e.gain ? -e.levels : -32768.f;
     for (int i = 0; i < 16; ++i) c.order[i] = i / 4 + i % 4 * 4;
   }
 
@@ -231,7 +235,9 @@ class InterleavedRegion {
 void winograd_or_interleaved(const CadyqWinograd* job, void* scratch) {
   const bool fits = job->c_in == 64 && job->c_out % 64 == 0 && job->c_out <= 1024 && job->target.channels % 64 == 0 &&
                     job->epilogue.store != CADYQ_CODE16 && job->height > 0 && job->width > 0;
-  if (fits)
+  const CadyqEpilogue& e = job->epilogue;
+  const bool rare = (e.gain && (e.rectify || !job->target.residual)) || (e.rectify && !job->target.residual);
+  if (fits && !rare)
     InterleavedRegion(*job, static_cast<uint8_t*>(scratch)).run();
   else
     winograd(job, scratch);

@@ -99,7 +99,7 @@ def output_columns() -> list[Code]:
 
 
 def output_rows(store: str, slope: bool) -> list[Code]:
-    """Two rows of O to the target, one row of four pixels at a time: equations (7), (13) and (4).
+    """Two rows of O to the target, one row of four pixels at a time: equations (7), (13), (4) and (14).
 
     Only two rows, as this is the longest task: more would take longer than the products it hides behind.
     """
@@ -117,7 +117,13 @@ def output_rows(store: str, slope: bool) -> list[Code]:
             for i, y in enumerate(RESULTS):
                 code += [f"vpmovd2m %zmm{y}, %k{i + 1}", f"vmulps %zmm9, %zmm{y}, %zmm{y}{{%k{i + 1}}}"]
         pixels = ("(%r9)", "(%r9, %r13)", "(%r9, %r13, 2)", "(%r9, %r14)")
-        if store in ("int16", "residual"):
+        if store in ("int16", "residual", "rectified", "snapped"):
+            if store == "snapped":  # codes first, with the limits in place of int16's
+                code.append(f"vmovups {REQUANT}(%r10), %zmm10")
+                code += [f"vrndscaleps $8, %zmm{y}, %zmm{y}" for y in RESULTS]
+                code += [f"vminps {MAX16}(%r15){{1to16}}, %zmm{y}, %zmm{y}" for y in RESULTS]
+                code += [f"vmaxps {MIN16}(%r15){{1to16}}, %zmm{y}, %zmm{y}" for y in RESULTS]
+                code += [op("vmulps", 10, y, y) for y in RESULTS]
             code += [op("vcvtps2dq", y, y) for y in RESULTS]
             if store == "int16":
                 code += [f"vpmovsdw %zmm{y}, {p}" for y, p in zip(RESULTS, pixels, strict=True)]
@@ -128,6 +134,9 @@ def output_rows(store: str, slope: bool) -> list[Code]:
                     f"vpaddsw {p.replace('r9', 'r11')}, %ymm{y}, %ymm{y}"
                     for y, p in zip(RESULTS, pixels, strict=True)
                 ]
+                if store == "rectified":
+                    code.append(op("vpxord", 10, 10, 10))
+                    code += [f"vpmaxsw %ymm10, %ymm{y}, %ymm{y}" for y in RESULTS]
                 code += [f"vmovdqu %ymm{y}, {p}" for y, p in zip(RESULTS, pixels, strict=True)]
         else:
             code.append(f"vmovups {REQUANT}(%r10), %zmm10")
@@ -198,8 +207,8 @@ def program() -> Code:
     # r15 fixed constants
     target = ["movq (%rcx), %r8", "movq 8(%rcx), %r10", "movq 16(%rcx), %r12", "movq 24(%rcx), %r13"]
     target += ["leaq (%r13, %r13, 2), %r14", "movq 32(%rcx), %r15"]
-    for store in ("signed", "unsigned", "int16", "residual"):
-        size = 32 if store in ("int16", "residual") else 16
+    for store in ("signed", "unsigned", "int16", "residual", "rectified", "snapped"):
+        size = 16 if store in ("signed", "unsigned") else 32
         ahead = ["addq $64, %r8", "addq $64, %r10", f"addq ${size}, %r12"]
         for slope in (False, True):
             name = f"cadyq_wino_out_{store}{'_act' if slope else ''}"

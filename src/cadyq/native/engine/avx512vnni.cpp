@@ -8,8 +8,6 @@
 namespace cadyq_avx512 {
 namespace {
 
-CADYQ_INLINE F32 splat(float v) { return _mm512_set1_ps(v); }
-
 constexpr int kTiles = 12, kGemmTiles = 4, kBlock = 64;
 constexpr int kDirectBlock = 64, kPixels = 4, kColumnPixels = 8;
 
@@ -88,6 +86,61 @@ CADYQ_INLINE void gemm_direct(const uint8_t* const* rows, size_t offset, int n_r
     gemm64_int16(rows, offset, n_rows, steps, stride, w, init, out);
 }
 
+// One group of inputs of one pixel times 48 outputs.
+#define CADYQ_STEP48(op, address, v, a, b, c)                                                               \
+  "vpbroadcastd " address "," v "\n\t" op " %%zmm0," v "," a "\n\t" op " %%zmm1," v "," b "\n\t" op " %%zmm2," v \
+  "," c "\n\t"
+#define CADYQ_COPY3(a, b, c) "vmovdqa64 %%zmm0," a "\n\tvmovdqa64 %%zmm1," b "\n\tvmovdqa64 %%zmm2," c "\n\t"
+#define CADYQ_STORE3(at, a, b, c) CADYQ_STORE(at, a) CADYQ_STORE(at "+64", b) CADYQ_STORE(at "+128", c)
+
+// Eight pixels times the first 48 of 64 outputs, as above: three quarters of a block are common at the end of a network.
+#define CADYQ_GEMM48(name, op)                                                                                      \
+  CADYQ_INLINE void name(const uint8_t* const* rows, size_t offset, long n_rows, long steps, size_t stride,         \
+                         const void* weights, const int32_t* init, int32_t* out) {                                  \
+    const uint8_t *x, *y;                                                                                           \
+    const void* w = weights;                                                                                        \
+    long count;                                                                                                     \
+    asm volatile(                                                                                                   \
+        "vmovdqu64 (%[init]),%%zmm0\n\tvmovdqu64 64(%[init]),%%zmm1\n\tvmovdqu64 128(%[init]),%%zmm2\n\t"          \
+        CADYQ_COPY3("%%zmm8", "%%zmm9", "%%zmm10") CADYQ_COPY3("%%zmm11", "%%zmm12", "%%zmm13")                     \
+        CADYQ_COPY3("%%zmm14", "%%zmm15", "%%zmm16") CADYQ_COPY3("%%zmm17", "%%zmm18", "%%zmm19")                   \
+        CADYQ_COPY3("%%zmm20", "%%zmm21", "%%zmm22") CADYQ_COPY3("%%zmm23", "%%zmm24", "%%zmm25")                   \
+        CADYQ_COPY3("%%zmm26", "%%zmm27", "%%zmm28") CADYQ_COPY3("%%zmm29", "%%zmm30", "%%zmm31")                   \
+        "2:\n\tmovq (%[rows]),%[x]\n\taddq $8,%[rows]\n\taddq %[offset],%[x]\n\tleaq (%[x],%[s],4),%[y]\n\t"         \
+        "movq %[steps],%[count]\n\t.p2align 5\n"                                                                    \
+        "1:\n\tvmovdqu64 (%[w]),%%zmm0\n\tvmovdqu64 64(%[w]),%%zmm1\n\tvmovdqu64 128(%[w]),%%zmm2\n\t"             \
+        CADYQ_STEP48(op, "(%[x])", "%%zmm3", "%%zmm8", "%%zmm9", "%%zmm10")                                         \
+        CADYQ_STEP48(op, "(%[x],%[s])", "%%zmm4", "%%zmm11", "%%zmm12", "%%zmm13")                                  \
+        CADYQ_STEP48(op, "(%[x],%[s],2)", "%%zmm5", "%%zmm14", "%%zmm15", "%%zmm16")                                \
+        CADYQ_STEP48(op, "(%[x],%[s3])", "%%zmm6", "%%zmm17", "%%zmm18", "%%zmm19")                                 \
+        CADYQ_STEP48(op, "(%[y])", "%%zmm3", "%%zmm20", "%%zmm21", "%%zmm22")                                       \
+        CADYQ_STEP48(op, "(%[y],%[s])", "%%zmm4", "%%zmm23", "%%zmm24", "%%zmm25")                                  \
+        CADYQ_STEP48(op, "(%[y],%[s],2)", "%%zmm5", "%%zmm26", "%%zmm27", "%%zmm28")                                \
+        CADYQ_STEP48(op, "(%[y],%[s3])", "%%zmm6", "%%zmm29", "%%zmm30", "%%zmm31")                                 \
+        "addq $4,%[x]\n\taddq $4,%[y]\n\taddq $256,%[w]\n\tdecq %[count]\n\tjnz 1b\n\tdecq %[n]\n\tjnz 2b\n\t"        \
+        CADYQ_STORE3("0", "%%zmm8", "%%zmm9", "%%zmm10") CADYQ_STORE3("256", "%%zmm11", "%%zmm12", "%%zmm13")       \
+        CADYQ_STORE3("512", "%%zmm14", "%%zmm15", "%%zmm16") CADYQ_STORE3("768", "%%zmm17", "%%zmm18", "%%zmm19")   \
+        CADYQ_STORE3("1024", "%%zmm20", "%%zmm21", "%%zmm22") CADYQ_STORE3("1280", "%%zmm23", "%%zmm24", "%%zmm25") \
+        CADYQ_STORE3("1536", "%%zmm26", "%%zmm27", "%%zmm28") CADYQ_STORE3("1792", "%%zmm29", "%%zmm30", "%%zmm31") \
+        : [x] "=&r"(x), [y] "=&r"(y), [w] "+r"(w), [rows] "+r"(rows), [n] "+r"(n_rows), [count] "=&r"(count)        \
+        : [s] "r"(stride), [s3] "r"(3 * stride), [m] "r"(out), [init] "r"(init), [steps] "r"(steps),                \
+          [offset] "r"(offset)                                                                                      \
+        : CADYQ_ACCUMULATORS, "zmm8", "zmm9", "zmm10", "zmm11", "zmm12", "zmm13", "zmm14", "zmm15");                \
+  }
+
+CADYQ_GEMM48(gemm48_int16, "vpdpwssd")
+CADYQ_GEMM48(gemm48_uint8, "vpdpbusd")
+
+constexpr int kThinPixels = 8, kThinOutputs = 48;
+
+CADYQ_INLINE void gemm_thin(const uint8_t* const* rows, size_t offset, int n_rows, int steps, size_t stride,
+                            int element, const void* w, const int32_t* init, int32_t* out) {
+  if (element == 1)
+    gemm48_uint8(rows, offset, n_rows, steps, stride, w, init, out);
+  else
+    gemm48_int16(rows, offset, n_rows, steps, stride, w, init, out);
+}
+
 // One group of inputs of one pixel times 32 outputs.
 #define CADYQ_STEP32(op, address, a, b)                                    \
   "vpbroadcastd " address ",%%zmm4\n\t" op " %%zmm0,%%zmm4," a "\n\t" op " %%zmm1,%%zmm4," b "\n\t"
@@ -152,7 +205,7 @@ extern "C" const CadyqKernels* cadyq_kernels_avx512vnni(void) {
   constexpr auto scratch = scratch_bytes;
   constexpr auto wino = winograd;
 #endif
-  static const CadyqKernels k = {"avx512vnni", 1, kBlock, kTiles, kDirectBlock, 1, scratch, quantize, sums, wino,
-                                 direct,       columns};
+  static const CadyqKernels k = {"avx512vnni", 1,        kBlock, kTiles, kDirectBlock, 1,      64,
+                                 scratch,      quantize, snap,   sums,   wino,         direct, columns};
   return &k;
 }

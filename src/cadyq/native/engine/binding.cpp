@@ -4,6 +4,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
@@ -11,6 +12,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -74,26 +76,26 @@ class Runner {
     s.offset = copy(offset);
     network_.add_step(std::move(s));
   }
-  void add_layer(int src, int dst, int residual, int shuffle, const cadyq::ConvData& conv) {
+  void add_layer(const cadyq::LayerData& layer) {
     cadyq::StepData s;
     s.kind = cadyq::StepData::kLayer;
-    s.src = src;
-    s.dst = dst;
-    s.residual = residual;
-    s.shuffle = shuffle;
-    s.convs.push_back(conv);
+    check(layer);
+    s.layers.push_back(layer);
     network_.add_step(std::move(s));
   }
-  void add_block(int src, int dst, bool residual, const std::vector<cadyq::ConvData>& convs) {
+  void add_block(int src, int dst, bool residual, const std::vector<cadyq::LayerData>& layers) {
     cadyq::StepData s;
     s.kind = cadyq::StepData::kBlock;
     s.src = src;
     s.dst = dst;
-    s.add_source = residual;
-    s.convs = convs;
+    s.residual = residual;
+    for (const auto& layer : layers) check(layer);
+    if (layers.empty()) throw std::invalid_argument("a block needs layers");
+    s.layers = layers;
     network_.add_step(std::move(s));
   }
-  void add_image_out(int src, Array<uint8_t> table8, Array<uint16_t> table16) {
+  void add_image_out(int src, Array<uint8_t> table8, Array<uint16_t> table16, std::optional<Array<int32_t>> weight,
+                     bool symmetric, double gain8, double gain16) {
     if (table8.size() != 65536 || table16.size() != 65536) throw std::invalid_argument("tables need 65536 entries");
     cadyq::StepData s;
     s.kind = cadyq::StepData::kImageOut;
@@ -101,6 +103,11 @@ class Runner {
     last_channels_ = plane_channels_.at(src);
     s.table8 = copy(table8);
     s.table16 = copy(table16);
+    if (weight) {
+      if (weight->size() != static_cast<size_t>(scale_) * 5 || last_channels_ != channels_)
+        throw std::invalid_argument("the enlarged picture does not fit");
+      s.base = {copy(*weight), symmetric, gain8, gain16};
+    }
     network_.add_step(std::move(s));
   }
   void finish() { network_.finish(); }
@@ -128,6 +135,24 @@ class Runner {
   std::vector<std::pair<std::string, double>> profile() const { return network_.profile(); }
 
  private:
+  void check(const cadyq::LayerData& layer) const {
+    int channels = 0;
+    auto add = [&](const std::vector<cadyq::PartData>& parts) {
+      for (const auto& p : parts) {
+        if (p.first < 0 || p.channels < 1 || p.first + p.channels > plane_channels_.at(p.plane))
+          throw std::invalid_argument("a part lies outside its plane");
+        channels += p.channels;
+      }
+    };
+    add(layer.src);
+    const int c_out = plane_channels_.at(layer.dst) * layer.shuffle * layer.shuffle;
+    if (channels != layer.conv.c_in || c_out != layer.conv.c_out || (!layer.borders.empty() && layer.borders.size() != 15))
+      throw std::invalid_argument("a layer does not fit its planes");
+    channels = 0;
+    add(layer.skip.parts);
+    if (layer.has_skip && channels != plane_channels_.at(layer.dst)) throw std::invalid_argument("a skip does not fit");
+  }
+
   cadyq::Network network_;
   cadyq::Pool pool_;
   std::mutex mutex_;
@@ -135,34 +160,49 @@ class Runner {
   int scale_, tile_, channels_ = 0, last_channels_ = 0;
 };
 
+using Parts = std::vector<std::tuple<int, int, int>>;
+
+std::vector<cadyq::PartData> make_parts(const Parts& parts) {
+  std::vector<cadyq::PartData> made;
+  for (const auto& [plane, first, channels] : parts) made.push_back({plane, first, channels});
+  return made;
+}
+
 cadyq::ConvData make_conv(nb::ndarray<const int8_t, nb::ndim<4>, nb::c_contig, nb::device::cpu> weight,
                           Array<float> factor, Array<float> bias, std::optional<Array<float>> slope,
-                          std::optional<cadyq::SiteData> site) {
+                          std::optional<cadyq::SiteData> site, int groups, int levels,
+                          std::optional<Array<float>> gain) {
   cadyq::ConvData c;
   c.c_out = static_cast<int>(weight.shape(0));
   c.kernel = static_cast<int>(weight.shape(1));
-  c.c_in = static_cast<int>(weight.shape(3));
+  c.groups = groups;
+  c.c_in = static_cast<int>(weight.shape(3)) * groups;
   c.weight.assign(weight.data(), weight.data() + weight.size());
   c.factor = copy(factor);
   c.bias = copy(bias);
   if (slope) c.slope = copy(*slope);
+  if (gain) c.gain = copy(*gain);
+  c.levels = levels;
   c.has_site = site.has_value();
   if (site) c.site = *site;
-  const size_t n = site ? site->bits.size() : 1;
-  const bool ok = c.factor.size() == n * c.c_out && c.bias.size() == static_cast<size_t>(c.c_out) &&
-                  (!slope || c.slope.size() == c.bias.size()) &&
-                  (!site || site->multiplier.size() == n * c.c_in);
+  const size_t n = site ? site->bits.size() : 1, outputs = static_cast<size_t>(c.c_out);
+  const bool ok = groups > 0 && c.c_out % groups == 0 && c.factor.size() == n * c.c_out && c.bias.size() == outputs &&
+                  (!slope || c.slope.size() == outputs) && (levels == 0 || c.gain.size() == outputs) &&
+                  (!site || site->multiplier.size() == n * c.c_in) &&
+                  (!site || site->inverse_scale.empty() || site->inverse_scale.size() == static_cast<size_t>(c.c_in));
   if (!ok) throw std::invalid_argument("convolution arrays do not fit together");
   return c;
 }
 
-cadyq::SiteData make_site(std::vector<int> bits, double step, Array<float> multiplier, Array<int32_t> low,
+cadyq::SiteData make_site(std::vector<int> bits, double step, bool counted, Array<float> multiplier, Array<int32_t> low,
                           Array<int32_t> high, std::optional<Array<double>> weight,
-                          std::optional<Array<double>> bias, double log_offset) {
+                          std::optional<Array<double>> bias, double log_offset,
+                          std::optional<Array<double>> inverse_scale) {
   cadyq::SiteData s;
   s.log_offset = log_offset;
   s.bits = std::move(bits);
   s.step = step;
+  s.counted = counted;
   s.multiplier = copy(multiplier);
   s.low.assign(low.data(), low.data() + low.size());
   s.high.assign(high.data(), high.data() + high.size());
@@ -170,10 +210,36 @@ cadyq::SiteData make_site(std::vector<int> bits, double step, Array<float> multi
     s.weight = copy(*weight);
     s.bias = copy(*bias);
   }
+  if (inverse_scale) s.inverse_scale = copy(*inverse_scale);
   const size_t n = s.bits.size();
   if (s.low.size() != n || s.high.size() != n || (n > 1 && s.bias.size() != n))
     throw std::invalid_argument("site arrays do not fit together");
   return s;
+}
+
+cadyq::SkipData make_skip(const Parts& parts, std::optional<Array<float>> ratio, std::optional<cadyq::SiteData> site,
+                          bool shared) {
+  cadyq::SkipData s;
+  s.parts = make_parts(parts);
+  if (ratio) s.ratio = copy(*ratio);
+  s.has_site = site.has_value();
+  if (site) s.site = *site;
+  s.shared = shared;
+  return s;
+}
+
+cadyq::LayerData make_layer(const Parts& src, int dst, const cadyq::ConvData& conv, std::optional<cadyq::SkipData> skip,
+                            int shuffle, bool rectify, const std::vector<cadyq::ConvData>& borders) {
+  cadyq::LayerData layer;
+  layer.src = make_parts(src);
+  layer.dst = dst;
+  layer.conv = conv;
+  layer.has_skip = skip.has_value();
+  if (skip) layer.skip = *skip;
+  layer.shuffle = shuffle;
+  layer.rectify = rectify;
+  layer.borders = borders;
+  return layer;
 }
 
 }  // namespace
@@ -181,17 +247,23 @@ cadyq::SiteData make_site(std::vector<int> bits, double step, Array<float> multi
 NB_MODULE(_engine, m) {
   nb::class_<cadyq::SiteData>(m, "Site");
   nb::class_<cadyq::ConvData>(m, "Conv");
-  m.def("site", &make_site, "bits"_a, "step"_a, "multiplier"_a, "low"_a, "high"_a, "weight"_a.none(), "bias"_a.none(),
-        "log_offset"_a);
-  m.def("conv", &make_conv, "weight"_a, "factor"_a, "bias"_a, "slope"_a.none(), "site"_a.none());
+  nb::class_<cadyq::SkipData>(m, "Skip");
+  nb::class_<cadyq::LayerData>(m, "Layer");
+  m.def("site", &make_site, "bits"_a, "step"_a, "counted"_a, "multiplier"_a, "low"_a, "high"_a, "weight"_a.none(),
+        "bias"_a.none(), "log_offset"_a, "inverse_scale"_a.none());
+  m.def("conv", &make_conv, "weight"_a, "factor"_a, "bias"_a, "slope"_a.none(), "site"_a.none(), "groups"_a, "levels"_a,
+        "gain"_a.none());
+  m.def("skip", &make_skip, "parts"_a, "ratio"_a.none(), "site"_a.none(), "shared"_a);
+  m.def("layer", &make_layer, "src"_a, "dst"_a, "conv"_a, "skip"_a.none(), "shuffle"_a, "rectify"_a, "borders"_a);
   m.def("available", &available);
   nb::class_<Runner>(m, "Runner")
       .def(nb::init<const std::string&, int, int, int>(), "isa"_a, "scale"_a, "tile"_a, "threads"_a)
       .def("add_plane", &Runner::add_plane, "channels"_a, "level"_a)
       .def("add_image_in", &Runner::add_image_in, "dst"_a, "multiplier8"_a, "multiplier16"_a, "offset"_a)
-      .def("add_layer", &Runner::add_layer, "src"_a, "dst"_a, "residual"_a, "shuffle"_a, "conv"_a)
-      .def("add_block", &Runner::add_block, "src"_a, "dst"_a, "residual"_a, "convs"_a)
-      .def("add_image_out", &Runner::add_image_out, "src"_a, "table8"_a, "table16"_a)
+      .def("add_layer", &Runner::add_layer, "layer"_a)
+      .def("add_block", &Runner::add_block, "src"_a, "dst"_a, "residual"_a, "layers"_a)
+      .def("add_image_out", &Runner::add_image_out, "src"_a, "table8"_a, "table16"_a, "weight"_a.none(), "symmetric"_a,
+           "gain8"_a, "gain16"_a)
       .def("finish", &Runner::finish)
       .def("run8", &Runner::run<uint8_t>, "image"_a, "out"_a, "forced"_a, "exited"_a, "bits"_a, "choice"_a)
       .def("run16", &Runner::run<uint16_t>, "image"_a, "out"_a, "forced"_a, "exited"_a, "bits"_a, "choice"_a)

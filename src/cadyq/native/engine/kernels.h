@@ -18,12 +18,22 @@ struct CadyqQuantizer {
   uint8_t flip;
 };
 
+// Values, or with a multiplier their codes, on another grid: clamp16(rint(x * ratio)); equation (14).
+struct CadyqSnap {
+  const float *multiplier, *ratio;  // multiplier may be null
+  int32_t low, high;
+};
+
 // Equation (7), then a residual or a quantiser. Arrays have one entry per (padded) output channel.
 struct CadyqEpilogue {
   const float *factor, *bias;
   const float* slope;  // null: no activation
   int32_t store;       // CadyqStore
   CadyqQuantizer quantizer;
+  // Only with CADYQ_INT16: results are codes up to `levels` first and `gain` times that then; null: no codes.
+  const float* gain;
+  float levels;
+  int32_t rectify;  // only with CADYQ_INT16: negative values become 0 after the residual
 };
 
 // Output rows; with PixelShuffle r, rows[y * r + dy]. Each address is that of the region's first pixel.
@@ -72,9 +82,13 @@ struct CadyqKernels {
   int32_t winograd_tiles;  // 4x4 outputs per round: regions should hold a multiple of it
   int32_t direct_block;    // the same for direct kernels
   int32_t code_bytes;      // of the codes that the direct kernels read
+  int32_t channel_block;   // planes of more than 32 channels are padded to multiples of this
   size_t (*scratch_bytes)(int32_t c_in_max);
-  void (*quantize)(const int16_t* src, void* dst, int32_t pixels, int32_t channels, const CadyqQuantizer* q,
-                   int32_t store);
+  // Strides are the channels from one pixel to the next.
+  void (*quantize)(const int16_t* src, int32_t src_stride, void* dst, int32_t dst_stride, int32_t pixels,
+                   int32_t channels, const CadyqQuantizer* q, int32_t store);
+  void (*snap)(const int16_t* src, int32_t src_stride, int16_t* dst, int32_t dst_stride, int32_t pixels,
+               int32_t channels, const CadyqSnap* s);
   // Adds a region's sums and sums of squares; `pitch` in bytes.
   void (*sums)(const int16_t* src, size_t pitch, int32_t height, int32_t width, int32_t channels, int64_t* sum,
                int64_t* squares);

@@ -40,13 +40,17 @@ struct EpilogueStore {
     if (e.store == CADYQ_INT16) {
       int16_t* p = reinterpret_cast<int16_t*>(target.rows[row]) + offset;
       const int16_t* r = target.residual ? target.residual[row] + offset : nullptr;
+      if (e.gain) {
+        const F32 gain = load_f32(e.gain + channel), most = splat(e.levels), least = splat(-e.levels);
+        for (int i = 0; i < 4; ++i) t[i] = mul(round_clamped(t[i], least, most), gain);
+      }
       for (int i = 0; i < 4; ++i)
-        if (i < n) store_int16(p + i * stride, rint32(t[i]), r ? r + i * stride : nullptr);
+        if (i < n) store_int16(p + i * stride, rint32(t[i]), r ? r + i * stride : nullptr, e.rectify != 0);
       return;
     }
     const F32 requant = load_f32(e.quantizer.multiplier + channel);
     I32 v[4];
-    for (int i = 0; i < 4; ++i) v[i] = rint32(mul(round16(t[i]), requant));
+    for (int i = 0; i < 4; ++i) v[i] = rint32(mul(round_clamped(t[i], splat(-32768.f), splat(32767.f)), requant));
     uint8_t* p = target.rows[row] + static_cast<size_t>(offset) * element;
     if (e.store == CADYQ_CODE8) {
       store_codes(p, stride, n, v, clamp);
@@ -157,6 +161,26 @@ void winograd(const CadyqWinograd* job, void* scratch) {
 
 // ---- direct, equation (5) ---------------------------------------------------------------------------------------
 
+template <int Pixels, class Gemm>
+CADYQ_INLINE void direct_block(const CadyqDirect& job, const EpilogueStore& store, int block, const Gemm& gemm,
+                               int32_t* acc) {
+  for (int y = 0; y < job.height; ++y)
+    for (int x = 0; x < job.width; x += Pixels) {
+      gemm(job.rows + y, static_cast<size_t>(x) * job.pixel_bytes);
+      const int left = job.width - x;
+      for (int p = 0; p < Pixels && p < left; p += 4)
+        for (int c = 0; c < kDirectBlock && block + c < job.c_out; c += kLanes) {
+          I32 v[4];
+          for (int i = 0; i < 4; ++i) {
+            const int pixel = p + i < Pixels ? p + i : Pixels - 1;
+            v[i] = load32(acc + pixel * kDirectBlock + c);
+          }
+          const int valid = left - p < Pixels - p ? left - p : Pixels - p;
+          store(y, x + p, block + c, valid < 4 ? valid : 4, v, 1.0f);
+        }
+    }
+}
+
 void direct(const CadyqDirect* job, void* scratch) {
   int32_t* acc = static_cast<int32_t*>(scratch);
   const EpilogueStore store(job->epilogue, job->target);
@@ -164,22 +188,15 @@ void direct(const CadyqDirect* job, void* scratch) {
   const size_t block_bytes = static_cast<size_t>(job->kernel) * steps * kDirectBlock * 4;
   for (int block = 0; block < job->c_out; block += kDirectBlock) {
     const uint8_t* w = static_cast<const uint8_t*>(job->weights) + block / kDirectBlock * block_bytes;
-    for (int y = 0; y < job->height; ++y)
-      for (int x = 0; x < job->width; x += kPixels) {
-        gemm_direct(job->rows + y, static_cast<size_t>(x) * job->pixel_bytes, job->kernel, steps, job->pixel_bytes,
-                    job->element, w, job->init + block, acc);
-        const int left = job->width - x;
-        for (int p = 0; p < kPixels && p < left; p += 4)
-          for (int c = 0; c < kDirectBlock && block + c < job->c_out; c += kLanes) {
-            I32 v[4];
-            for (int i = 0; i < 4; ++i) {
-              const int pixel = p + i < kPixels ? p + i : kPixels - 1;
-              v[i] = load32(acc + pixel * kDirectBlock + c);
-            }
-            const int valid = left - p < kPixels - p ? left - p : kPixels - p;
-            store(y, x + p, block + c, valid < 4 ? valid : 4, v, 1.0f);
-          }
-      }
+    const int32_t* init = job->init + block;
+    if (job->c_out - block <= kThinOutputs)
+      direct_block<kThinPixels>(*job, store, block, [&](const uint8_t* const* rows, size_t offset) {
+        gemm_thin(rows, offset, job->kernel, steps, job->pixel_bytes, job->element, w, init, acc);
+      }, acc);
+    else
+      direct_block<kPixels>(*job, store, block, [&](const uint8_t* const* rows, size_t offset) {
+        gemm_direct(rows, offset, job->kernel, steps, job->pixel_bytes, job->element, w, init, acc);
+      }, acc);
   }
 }
 
@@ -216,7 +233,8 @@ void columns(const CadyqColumns* job, void* scratch) {
 
 // ---- planes -----------------------------------------------------------------------------------------------------
 
-void quantize(const int16_t* src, void* dst, int32_t pixels, int32_t channels, const CadyqQuantizer* q, int32_t store) {
+void quantize(const int16_t* src, int32_t src_stride, void* dst, int32_t dst_stride, int32_t pixels, int32_t channels,
+              const CadyqQuantizer* q, int32_t store) {
   const Clamp clamp(*q);
   const int step = 4 * kLanes;
   if (store == CADYQ_CODE8 && channels == 64) {
@@ -228,21 +246,41 @@ void quantize(const int16_t* src, void* dst, int32_t pixels, int32_t channels, c
       for (int c = 0; c < 64; c += step) {
         I32 v[4];
         for (int i = 0; i < 4; ++i)
-          v[i] = rint32(mul(load16_f32(src + static_cast<size_t>(x) * 64 + c + i * kLanes), m[c / kLanes + i]));
-        store_codes(out + static_cast<size_t>(x) * 64 + c, kLanes, 4, v, clamp);
+          v[i] = rint32(mul(load16_f32(src + static_cast<size_t>(x) * src_stride + c + i * kLanes), m[c / kLanes + i]));
+        store_codes(out + static_cast<size_t>(x) * dst_stride + c, kLanes, 4, v, clamp);
       }
     return;
   }
-  for (int x = 0; x < pixels; ++x)
-    for (int c = 0; c < channels; c += kLanes) {
-      const size_t at = static_cast<size_t>(x) * channels + c;
+  for (int x = 0; x < pixels; ++x) {
+    const int16_t* from = src + static_cast<size_t>(x) * src_stride;
+    const size_t to = static_cast<size_t>(x) * dst_stride;
+    int c = 0;
+    for (; c + kLanes <= channels; c += kLanes) {
       I32 v[4];
-      v[0] = v[1] = v[2] = v[3] = rint32(mul(load16_f32(src + at), load_f32(q->multiplier + c)));
+      v[0] = v[1] = v[2] = v[3] = rint32(mul(load16_f32(from + c), load_f32(q->multiplier + c)));
       if (store == CADYQ_CODE8)
-        store_codes(static_cast<uint8_t*>(dst) + at, 0, 1, v, clamp);
+        store_codes(static_cast<uint8_t*>(dst) + to + c, 0, 1, v, clamp);
       else
-        store_code16(static_cast<int16_t*>(dst) + at, v[0], clamp);
+        store_code16(static_cast<int16_t*>(dst) + to + c, v[0], clamp);
     }
+    for (; c < channels; ++c) cadyq_quantize_one(from[c], dst, to + c, q->multiplier[c], *q, store);
+  }
+}
+
+void snap(const int16_t* src, int32_t src_stride, int16_t* dst, int32_t dst_stride, int32_t pixels, int32_t channels,
+          const CadyqSnap* s) {
+  const F32 low = splat(static_cast<float>(s->low)), high = splat(static_cast<float>(s->high));
+  for (int x = 0; x < pixels; ++x) {
+    const int16_t* from = src + static_cast<size_t>(x) * src_stride;
+    int16_t* to = dst + static_cast<size_t>(x) * dst_stride;
+    int c = 0;
+    for (; c + kLanes <= channels; c += kLanes) {
+      F32 v = load16_f32(from + c);
+      if (s->multiplier) v = round_clamped(mul(v, load_f32(s->multiplier + c)), low, high);
+      store_int16(to + c, rint32(mul(v, load_f32(s->ratio + c))), nullptr, false);
+    }
+    for (; c < channels; ++c) to[c] = cadyq_snap_one(from[c], c, *s);
+  }
 }
 
 // Sums over the region of 4 * kLanes or fewer channels at once, so that every cache line is read once.

@@ -10,7 +10,7 @@
 namespace cadyq {
 namespace {
 
-constexpr int kAlign = 32;           // channels of hidden planes are padded to this
+constexpr int kAlign = 32;           // channels of hidden planes are padded to this, or to the kernels' own block
 constexpr int kSlack = 12;           // pixels that kernels may read beyond a region
 constexpr int kStripRows = 16;       // input rows per strip
 constexpr int kRowsPerBand = 4;      // Winograd bands
@@ -47,7 +47,9 @@ void View::allocate() {
 
 Network::Network(const CadyqKernels* kernels, int scale, int tile) : kernels_(kernels), scale_(scale), plan_tile_(tile), tile_(tile) {}
 
-int Network::padded(int plane) const { return round_up(planes_[plane].channels, kAlign); }
+int Network::round_channels(int channels) const {
+  return round_up(channels, channels > kAlign ? kernels_->channel_block : kAlign);
+}
 
 void Network::pack(const ConvData& data, Conv& conv) {
   const int k = data.kernel, real = data.c_out, per_pixel = real / (conv.shuffle * conv.shuffle);
@@ -55,8 +57,11 @@ void Network::pack(const ConvData& data, Conv& conv) {
   auto position = [&](int o) {
     return conv.kind == Conv::kColumns ? o : o / per_pixel * conv.dst_channels + o % per_pixel;
   };
-  auto at = [&](int o, int i, int j, int c) -> int {
-    return data.weight[((static_cast<size_t>(o) * k + i) * k + j) * data.c_in + c];
+  const int in_group = data.c_in / data.groups, out_group = real / data.groups;
+  auto at = [&](int o, int i, int j, int c) -> int {  // groups become zero weights
+    const int inner = c - o / out_group * in_group;
+    if (inner < 0 || inner >= in_group) return 0;
+    return data.weight[((static_cast<size_t>(o) * k + i) * k + j) * in_group + inner];
   };
   if (conv.kind == Conv::kWinograd) {
     static const int g[6][3] = {{6, 0, 0}, {-4, -4, -4}, {-4, 4, -4}, {1, 2, 4}, {1, -2, 4}, {0, 0, 6}};  // (12)
@@ -105,17 +110,18 @@ void Network::pack(const ConvData& data, Conv& conv) {
   if (conv.raw) conv.init.push_back(std::vector<int32_t>(outputs, 0));
 }
 
-Conv* Network::prepare(const ConvData& data, int shuffle, bool few_outputs, bool from_image) {
+Conv* Network::prepare(const ConvData& data, int shuffle, bool is_last, bool from_image) {
   convs_.push_back(std::make_unique<Conv>());
   Conv& conv = *convs_.back();
   conv.kernel = data.kernel;
   conv.pad = data.kernel / 2;
-  conv.shuffle = shuffle;
   conv.raw = !data.has_site;
-  conv.c_in = from_image ? data.c_in : round_up(data.c_in, kAlign);
-  const int per_pixel = data.c_out / (shuffle * shuffle);
-  conv.dst_channels = round_up(per_pixel, kAlign);
-  conv.c_out = shuffle * shuffle * conv.dst_channels;
+  conv.c_in = from_image ? data.c_in : round_channels(data.c_in);
+  // The last layer's results are shuffled when they become pixels, and need no padding for each of them.
+  conv.shuffle = is_last ? 1 : shuffle;
+  const int per_pixel = data.c_out / (conv.shuffle * conv.shuffle);
+  conv.dst_channels = is_last ? round_up(per_pixel, 16) : round_channels(per_pixel);
+  conv.c_out = conv.shuffle * conv.shuffle * conv.dst_channels;
   int64_t largest = 1, norm = 0;
   if (data.has_site)
     for (size_t i = 0; i < data.site.bits.size(); ++i)
@@ -126,10 +132,10 @@ Conv* Network::prepare(const ConvData& data, int shuffle, bool few_outputs, bool
     for (size_t i = 0; i < per_output; ++i) sum += std::abs(static_cast<int>(data.weight[o * per_output + i]));
     norm = std::max(norm, sum);
   }
-  if (few_outputs && !conv.raw && shuffle == 1 && data.c_out <= 4 && data.c_out * data.kernel <= 29) {
+  if (is_last && !conv.raw && data.c_out <= 4 && data.c_out * data.kernel <= 29) {
     conv.kind = Conv::kColumns;
     conv.c_out = data.c_out;
-  } else if (kernels_->has_winograd && !conv.raw && data.kernel == 3 && norm * largest < kWinogradLimit) {
+  } else if (kernels_->has_winograd && !conv.raw && !is_last && data.kernel == 3 && norm * largest < kWinogradLimit) {
     conv.kind = Conv::kWinograd;
   }
   conv.element = conv.kind == Conv::kWinograd ? 1 : conv.raw ? 2 : kernels_->code_bytes;
@@ -158,6 +164,10 @@ Conv* Network::prepare(const ConvData& data, int shuffle, bool few_outputs, bool
   for (size_t i = 0; i < conv.quantizer.size(); ++i) conv.quantizer[i].multiplier = conv.multiplier[i].data();
   conv.bias = spread(data.bias.data());
   if (!data.slope.empty()) conv.slope = spread(data.slope.data());
+  if (data.levels) {
+    conv.levels = data.levels;
+    conv.gain = spread(data.gain.data());
+  }
   conv.site = data.has_site ? &data.site : nullptr;
   pack(data, conv);
   return &conv;
@@ -173,13 +183,53 @@ void Network::link(Conv& from, const Conv& to) {
   }
 }
 
-bool Network::crosses(int plane) const { return stores_[plane].used; }
+Skip Network::prepare_skip(const LayerData& data, const SiteData* first, int channels) const {
+  Skip skip;
+  if (!data.has_skip) return skip;
+  skip.data = &data.skip;
+  skip.shared = data.skip.shared;
+  int real = 0;
+  for (const PartData& p : data.skip.parts) real += p.channels;
+  auto rows = [&](const std::vector<float>& from) {
+    std::vector<std::vector<float>> to;
+    for (size_t k = 0; k * real < from.size(); ++k) {
+      to.emplace_back(round_up(channels, 64), 0.f);
+      std::copy_n(from.data() + k * real, real, to.back().data());
+    }
+    return to;
+  };
+  skip.ratio = rows(data.skip.ratio);
+  const SiteData* site = skip.shared ? first : data.skip.has_site ? &data.skip.site : nullptr;
+  if (site) {
+    skip.multiplier = rows(site->multiplier);
+    skip.low = site->low;
+    skip.high = site->high;
+  } else if (skip.ratio.empty() && !is_whole(data.skip.parts)) {
+    skip.ratio.emplace_back(round_up(channels, 64), 1.f);
+  }
+  return skip;
+}
+
+CadyqSnap Skip::snap(int k, size_t offset) const {
+  CadyqSnap s{};
+  s.ratio = ratio[k].data() + offset;
+  if (!multiplier.empty()) {
+    s.multiplier = multiplier[k].data() + offset;
+    s.low = low[k];
+    s.high = high[k];
+  }
+  return s;
+}
+
+bool Network::is_whole(const std::vector<PartData>& parts) const {
+  return parts.size() == 1 && parts[0].first == 0 && parts[0].channels == planes_[parts[0].plane].channels;
+}
 
 void Network::finish() {
-  block_convs_.assign(steps_.size(), {});
+  blocks_.resize(steps_.size());
   stores_ = std::vector<Store>(planes_.size());
   // Segments: each block alone, and the layers between blocks as one group.
-  std::vector<int> segment_of(steps_.size()), pending;
+  std::vector<int> segment_of(steps_.size());
   std::vector<std::vector<int>> members;
   int segment = 0;
   for (size_t i = 0; i < steps_.size(); ++i) {
@@ -189,135 +239,283 @@ void Network::finish() {
     members.resize(segment + 1);
     members[segment].push_back(static_cast<int>(i));
   }
-  // Planes that live longer than a group, or that blocks touch, are kept whole.
-  std::vector<int> written_in(planes_.size(), -1), block_writes(planes_.size(), 0);
-  for (size_t i = 0; i < steps_.size(); ++i) {
-    const StepData& s = steps_[i];
-    for (int p : {s.src, s.residual})
-      if (p >= 0 && (written_in[p] != segment_of[i] || s.kind == StepData::kBlock)) stores_[p].used = true;
-    if (s.dst >= 0) {
-      if (written_in[s.dst] >= 0 && s.kind != StepData::kBlock)
-        throw std::invalid_argument("a layer writes a plane that was written before");
-      written_in[s.dst] = segment_of[i];
-      if (s.kind == StepData::kBlock) {
-        stores_[s.dst].used = true;
-        if (++block_writes[s.dst] > 1 || s.src == s.dst) stores_[s.dst].two = true;
-      }
-    }
-  }
-  for (size_t p = 0; p < planes_.size(); ++p)
-    if (stores_[p].used && planes_[p].level != 1)
-      throw std::invalid_argument("a plane above input resolution is used across blocks");
+  find_stores(segment_of, segment + 1);
+  share_buffers(segment_of, segment + 1);
   for (int i = 0; i <= segment; ++i) {
     segments_.emplace_back();
     Segment& s = segments_.back();
     const int first = members[i][0];
     if (steps_[first].kind != StepData::kBlock) {
-      plan_group(s.group, members[i], i);
+      plan_group(s.group, members[i]);
       continue;
     }
     s.block = first;
     s.first_site = n_sites_;
     s.profile = static_cast<int>(profile_.size());
     profile_.emplace_back("block", 0.0);
-    auto& convs = block_convs_[first];
-    for (const auto& data : steps_[first].convs) convs.push_back(prepare(data, 1, false, false));
-    for (size_t c = 0; c + 1 < convs.size(); ++c) link(*convs[c], *convs[c + 1]);
-    n_sites_ += static_cast<int>(convs.size());
-    for (const Conv* c : convs) {
-      site_bits_.push_back(c->site->bits[0]);
-      if (c->site->bits.size() > 1 || c->site->bits[0] == 0) dynamic_ = true;
-    }
+    plan_block(first);
+    n_sites_ += blocks_[first].sites;
   }
 }
 
-void Network::plan_group(Group& group, const std::vector<int>& steps, int) {
-  std::vector<int> view_of(planes_.size(), -1), codes_of(planes_.size(), -1), readers(planes_.size(), 0);
-  std::vector<Conv*> conv_of(steps_.size(), nullptr);
-  std::vector<int> reader(planes_.size(), -1);
-  for (int i : steps) {
+// Planes that live longer than a group, or that blocks read and write, are kept whole.
+void Network::find_stores(const std::vector<int>& segment_of, int) {
+  std::vector<int> written_in(planes_.size(), -1);
+  auto read = [&](int plane, size_t step) {
+    if (written_in[plane] != segment_of[step]) stores_[plane].used = true;
+  };
+  for (size_t i = 0; i < steps_.size(); ++i) {
     const StepData& s = steps_[i];
-    if (s.src >= 0) {
-      ++readers[s.src];
-      reader[s.src] = i;
+    if (s.kind == StepData::kBlock) {
+      stores_[s.src].used = stores_[s.dst].used = true;
+      if (s.src == s.dst) stores_[s.dst].two = true;
+      written_in[s.dst] = segment_of[i];
+      continue;
     }
-    if (s.residual >= 0) readers[s.residual] += 2;  // a residual needs the int16 values
+    if (s.kind == StepData::kImageOut) read(s.src, i);
+    if (s.kind == StepData::kImageIn) written_in[s.dst] = segment_of[i];
+    for (const LayerData& layer : s.layers) {
+      for (const PartData& p : layer.src) read(p.plane, i);
+      for (const PartData& p : layer.skip.parts) read(p.plane, i);
+      written_in[layer.dst] = segment_of[i];
+    }
   }
-  auto add_view = [&](int channels, int element, int pad, uint8_t zero, int plane) {
+  for (size_t p = 0; p < planes_.size(); ++p)
+    if (stores_[p].used && planes_[p].level != 1)
+      throw std::invalid_argument("a plane above input resolution is used across blocks");
+}
+
+// Gives stores their buffers; one that is read for the last time in a segment frees its own for the segments behind.
+void Network::share_buffers(const std::vector<int>& segment_of, int segments) {
+  std::vector<int> first(planes_.size(), segments), last(planes_.size(), -1);
+  auto touch = [&](int plane, size_t step) {
+    if (plane < 0) return;
+    first[plane] = std::min(first[plane], segment_of[step]);
+    last[plane] = std::max(last[plane], segment_of[step]);
+  };
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    touch(steps_[i].src, i);
+    touch(steps_[i].dst, i);
+    if (steps_[i].kind == StepData::kBlock) continue;
+    for (const LayerData& layer : steps_[i].layers) {
+      touch(layer.dst, i);
+      for (const PartData& p : layer.src) touch(p.plane, i);
+      for (const PartData& p : layer.skip.parts) touch(p.plane, i);
+    }
+  }
+  std::vector<int> free;
+  int slots = 0;
+  auto take = [&] {
+    if (free.empty()) return slots++;
+    const int slot = free.back();
+    free.pop_back();
+    return slot;
+  };
+  for (int s = 0; s < segments; ++s) {
+    for (size_t p = 0; p < planes_.size(); ++p)
+      if (stores_[p].used && first[p] == s) {
+        stores_[p].slot[0] = take();
+        if (stores_[p].two) stores_[p].slot[1] = take();
+      }
+    for (size_t p = 0; p < planes_.size(); ++p)
+      if (stores_[p].used && last[p] == s)
+        for (int slot : stores_[p].slot)
+          if (slot >= 0) free.push_back(slot);
+  }
+  memory_.resize(slots);
+}
+
+void Network::plan_block(int step) {
+  const StepData& s = steps_[step];
+  BlockPlan& block = blocks_[step];
+  const int n = static_cast<int>(s.layers.size());
+  block.reach.assign(planes_.size(), -1);
+  block.hidden.assign(planes_.size(), -1);
+  std::vector<int> readers(planes_.size(), 0), last_read(planes_.size(), -1), out(n, 0);
+  for (int i = n - 1; i >= 0; --i) {
+    const LayerData& layer = s.layers[i];
+    out[i] = i + 1 == n ? 0 : std::max(0, block.reach[layer.dst]);
+    for (const PartData& p : layer.src) {
+      block.reach[p.plane] = std::max(block.reach[p.plane], out[i] + layer.conv.kernel / 2);
+      last_read[p.plane] = std::max(last_read[p.plane], i);
+      ++readers[p.plane];
+    }
+    for (const PartData& p : layer.skip.parts) {
+      block.reach[p.plane] = std::max(block.reach[p.plane], out[i]);
+      last_read[p.plane] = std::max(last_read[p.plane], i);
+      ++readers[p.plane];
+    }
+  }
+  block.halo = block.reach[s.src];
+  std::vector<int> free;
+  for (int i = 0; i < n; ++i) {
+    Layer layer;
+    layer.data = &s.layers[i];
+    layer.conv = prepare(s.layers[i].conv, 1, false, false);
+    layer.out = out[i];
+    if (layer.data->conv.site.counted) {
+      layer.column = block.sites++;
+      site_bits_.push_back(layer.conv->site->bits[0]);
+      if (layer.conv->site->bits.size() > 1 || layer.conv->own_range() || layer.conv->site->bits[0] == 0) dynamic_ = true;
+    }
+    layer.skip = prepare_skip(*layer.data, &s.layers[0].conv.site, layer.conv->dst_channels);
+    block.layers.push_back(std::move(layer));
+  }
+  for (int i = 0; i + 1 < n; ++i) {
+    Layer &layer = block.layers[i], &next = block.layers[i + 1];
+    const int dst = layer.data->dst;
+    layer.fused = readers[dst] == 1 && is_whole(next.data->src) && next.data->src[0].plane == dst && !next.conv->raw &&
+                  next.conv->site->bits.size() == 1 && !next.conv->own_range() && !layer.skip.is_used() &&
+                  !layer.data->rectify && !layer.conv->levels && !layer.conv->own_range();
+    if (layer.fused) {
+      link(*layer.conv, *next.conv);
+    } else {
+      if (free.empty()) free.push_back(block.buffers++);
+      layer.hidden = block.hidden[dst] = free.back();
+      free.pop_back();
+    }
+    for (size_t p = 0; p < planes_.size(); ++p)
+      if (last_read[p] == i && block.hidden[p] >= 0) free.push_back(block.hidden[p]);
+  }
+}
+
+void Network::plan_group(Group& group, const std::vector<int>& steps) {
+  std::vector<int> view_of(planes_.size(), -1), codes_of(planes_.size(), -1), readers(planes_.size(), 0);
+  std::vector<Layer*> layer_of(steps_.size(), nullptr);
+  std::vector<int> reader(planes_.size(), -1);
+  auto is_layer = [&](int i) { return steps_[i].kind == StepData::kLayer; };
+  for (int i : steps) {
+    if (steps_[i].kind == StepData::kImageOut) {
+      ++readers[steps_[i].src];
+      reader[steps_[i].src] = i;
+    }
+    for (const LayerData& layer : steps_[i].layers) {
+      for (const PartData& p : layer.src) {
+        // Other than whole planes are quantised from int16 values.
+        readers[p.plane] += is_whole(layer.src) ? 1 : 2;
+        reader[p.plane] = i;
+      }
+      for (const PartData& p : layer.skip.parts) readers[p.plane] += 2;
+    }
+  }
+  auto add_view = [&](int channels, int element, int pad, uint8_t zero, int level) {
     group.views.push_back(std::make_unique<View>());
     View& v = *group.views.back();
     v.channels = channels;
     v.element = element;
     v.pad = pad;
     v.zero = zero;
-    v.width = v.height = planes_[plane].level;  // multiplied by the image's size later
+    v.width = v.height = level;  // multiplied by the image's size later
     return static_cast<int>(group.views.size()) - 1;
   };
+  auto add_stage = [&](const std::string& name) {
+    profile_.emplace_back(name, 0.0);
+    return static_cast<int>(profile_.size()) - 1;
+  };
+  const int image = steps_[0].dst;
+  auto takes_image = [&](int i) {  // reads the picture's plane as it is written
+    const LayerData& layer = steps_[i].layers[0];
+    return layer.src[0].plane == image && is_whole(layer.src) && !layer.conv.has_site && readers[image] == 1 &&
+           !crosses(image);
+  };
   for (int i : steps) {
-    const StepData& s = steps_[i];
-    if (s.kind != StepData::kLayer) continue;
-    const bool last = reader[s.dst] >= 0 && steps_[reader[s.dst]].kind == StepData::kImageOut && readers[s.dst] == 1 &&
-                      s.residual < 0 && !crosses(s.dst);
-    conv_of[i] = prepare(s.convs[0], s.shuffle, last, s.src == steps_[0].dst);
+    if (!is_layer(i)) continue;
+    const LayerData& data = steps_[i].layers[0];
+    const int dst = data.dst;
+    const bool last = reader[dst] >= 0 && steps_[reader[dst]].kind == StepData::kImageOut;
+    if (last && (readers[dst] != 1 || data.has_skip || data.rectify || data.conv.levels || crosses(dst)))
+      throw std::invalid_argument("the output plane must be written by one layer, without a skip");
+    if (!last && !data.borders.empty()) throw std::invalid_argument("border weights within a network");
+    layers_.push_back(std::make_unique<Layer>());
+    Layer& layer = *layers_.back();
+    layer_of[i] = &layer;
+    layer.data = &data;
+    layer.conv = prepare(data.conv, data.shuffle, last, takes_image(i));
+    layer.skip = prepare_skip(data, nullptr, layer.conv->dst_channels);
+    for (const ConvData& border : data.borders) layer.borders.push_back(prepare(border, data.shuffle, last, false));
+    if (!data.borders.empty() && (layer.conv->kind == Conv::kColumns || planes_[data.src[0].plane].level != 1))
+      throw std::invalid_argument("border weights of a layer that is not at the input's size");
   }
+  auto source = [&](const PartData& p, int offset, bool whole) {
+    Source from;
+    from.plane = crosses(p.plane) ? p.plane : -1;
+    from.view = from.plane >= 0 ? -1 : view_of[p.plane];
+    from.first = p.first;
+    from.offset = offset;
+    from.whole = whole;
+    from.channels = p.channels;
+    if (from.plane < 0 && from.view < 0) throw std::invalid_argument("a plane that exists as codes only");
+    return from;
+  };
   for (int i : steps) {
     const StepData& s = steps_[i];
     Node node;
     node.step = &s;
     if (s.kind == StepData::kImageOut) continue;  // the layer before it writes the image
     if (s.kind == StepData::kImageIn) {
-      const int r = reader[s.dst];
-      if (crosses(s.dst) || readers[s.dst] != 1 || !conv_of[r] || !conv_of[r]->raw)
-        throw std::invalid_argument("the image plane must be read by exactly one convolution, without a site");
+      if (crosses(s.dst)) throw std::invalid_argument("the picture's plane is read behind a block");
       node.kind = Node::kImageIn;
-      node.dst_view = codes_of[s.dst] = add_view(planes_[s.dst].channels, 2, conv_of[r]->pad, 0, s.dst);
-      node.profile = static_cast<int>(profile_.size());
-      profile_.emplace_back("image in", 0.0);
+      const int r = reader[s.dst];
+      const bool direct = r >= 0 && is_layer(r) && takes_image(r);
+      int& view = direct ? codes_of[s.dst] : view_of[s.dst];
+      node.dst_view = view = add_view(planes_[s.dst].channels, 2, direct ? layer_of[r]->conv->pad : 0, 0, 1);
+      node.profile = add_stage("image in");
       group.nodes.push_back(node);
       continue;
     }
-    Conv* conv = conv_of[i];
-    if (codes_of[s.src] < 0) {
-      Node q;
-      q.kind = Node::kQuantize;
-      q.step = &s;
-      q.conv = conv;
-      q.src_plane = crosses(s.src) ? s.src : -1;
-      q.src_view = view_of[s.src];
-      q.dst_view = add_view(conv->c_in, conv->element, conv->pad, conv->raw ? 0 : conv->quantizer[0].flip, s.src);
-      q.profile = static_cast<int>(profile_.size());
-      profile_.emplace_back("quantize", 0.0);
-      group.nodes.push_back(q);
-      node.src_view = q.dst_view;
-    } else {
-      node.src_view = codes_of[s.src];
-    }
+    const Layer& layer = *layer_of[i];
+    const LayerData& data = *layer.data;
+    Conv* conv = layer.conv;
+    node.layer = &layer;
     node.conv = conv;
-    node.profile = static_cast<int>(profile_.size());
-    profile_.emplace_back("layer " + std::to_string(conv->kernel) + "x" + std::to_string(conv->kernel) + " " +
-                              std::to_string(s.convs[0].c_in) + "->" + std::to_string(s.convs[0].c_out),
-                          0.0);
-    if (s.residual >= 0) {
-      node.residual_plane = crosses(s.residual) ? s.residual : -1;
-      node.residual_view = view_of[s.residual];
+    const int first = data.src[0].plane;
+    const bool whole = is_whole(data.src);
+    if (whole && codes_of[first] >= 0) {
+      node.src_view = codes_of[first];
+    } else {
+      node.src_view = add_view(conv->c_in, conv->element, conv->pad, conv->raw ? 0 : conv->quantizer[0].flip,
+                               planes_[first].level);
+      int offset = 0;
+      for (const PartData& p : data.src) {
+        Node q;
+        q.kind = Node::kQuantize;
+        q.step = &s;
+        q.conv = conv;
+        q.source = source(p, offset, whole && p.plane != image);
+        q.dst_view = node.src_view;
+        q.profile = add_stage("quantize");
+        group.nodes.push_back(q);
+        offset += p.channels;
+      }
     }
-    const int r = reader[s.dst];
+    node.profile = add_stage("layer " + std::to_string(conv->kernel) + "x" + std::to_string(conv->kernel) + " " +
+                             std::to_string(data.conv.c_in) + "->" + std::to_string(data.conv.c_out));
+    if (data.has_skip) {
+      int offset = 0;
+      node.skip_direct = layer.skip.is_plain();
+      for (const PartData& p : data.skip.parts) {
+        node.skip.push_back(source(p, offset, false));
+        offset += p.channels;
+      }
+    }
+    const int r = reader[data.dst];
     if (r >= 0 && steps_[r].kind == StepData::kImageOut) {
-      if (readers[s.dst] != 1 || s.residual >= 0)
-        throw std::invalid_argument("the output plane must be written by one layer, without a residual");
       node.kind = Node::kImageOut;
       group.nodes.push_back(node);
       continue;
     }
-    Conv* next = r >= 0 && !crosses(s.dst) && readers[s.dst] == 1 && s.residual < 0 ? conv_of[r] : nullptr;
+    const bool only = r >= 0 && is_layer(r) && !crosses(data.dst) && readers[data.dst] == 1;
+    Conv* next = only && !data.has_skip && !data.rectify && !conv->levels ? layer_of[r]->conv : nullptr;
+    const int level = planes_[data.dst].level;
     if (next && !next->raw) {  // int16 values that are read as they are take a padded copy instead
       link(*conv, *next);
+      for (Conv* border : layer.borders) link(*border, *next);
       node.next = next;
-      node.dst_view = codes_of[s.dst] = add_view(next->c_in, next->element, next->pad, next->quantizer[0].flip, s.dst);
-    } else if (crosses(s.dst)) {
-      node.dst_plane = s.dst;
+      node.dst_view = codes_of[data.dst] = add_view(next->c_in, next->element, next->pad, next->quantizer[0].flip, level);
+    } else if (crosses(data.dst)) {
+      node.dst_plane = data.dst;
     } else {
-      node.dst_view = view_of[s.dst] = add_view(conv->dst_channels, 2, 0, 0, s.dst);
+      node.dst_view = view_of[data.dst] = add_view(conv->dst_channels, 2, 0, 0, level);
     }
     group.nodes.push_back(node);
   }
@@ -332,6 +530,7 @@ void Network::schedule(Group& group) {
   for (int i = 0; i < n; ++i) {
     Node& node = nodes[i];
     if (node.src_view >= 0) level[i] = group.views[node.src_view]->height / height_;
+    if (node.kind == Node::kQuantize) level[i] = group.views[node.dst_view]->height / height_;
     node.height = height_ * level[i];
     node.until.assign(group.strips, 0);
   }
@@ -357,8 +556,9 @@ void Network::schedule(Group& group) {
         View& v = *group.views[node.src_view];
         need[node.src_view] = std::max(need[node.src_view], std::min(v.height, rows + pad));
       }
-      if (node.residual_view >= 0)
-        need[node.residual_view] = std::max(need[node.residual_view], rows * node.conv->shuffle);
+      if (node.source.view >= 0) need[node.source.view] = std::max(need[node.source.view], rows);
+      for (const Source& p : node.skip)
+        if (p.view >= 0) need[p.view] = std::max(need[p.view], rows * node.conv->shuffle);
     }
   }
   for (size_t v = 0; v < group.views.size(); ++v) {
@@ -371,7 +571,9 @@ void Network::schedule(Group& group) {
         if (node.dst_view == static_cast<int>(v)) newest = node.until[strip] * produces(i);
         const int pad = node.kind == Node::kConv || node.kind == Node::kImageOut ? node.conv->pad : 0;
         if (node.src_view == static_cast<int>(v)) oldest = std::min(oldest, from - pad);
-        if (node.residual_view == static_cast<int>(v)) oldest = std::min(oldest, from * node.conv->shuffle);
+        if (node.source.view == static_cast<int>(v)) oldest = std::min(oldest, from);
+        for (const Source& p : node.skip)
+          if (p.view == static_cast<int>(v)) oldest = std::min(oldest, from * node.conv->shuffle);
       }
       capacity = std::max(capacity, newest - std::max(oldest, 0));
     }
@@ -405,20 +607,24 @@ void Network::resize(const Image& in, int threads, int tile) {
     s.width = width_;
     s.channels = padded(static_cast<int>(p));
     const size_t bytes = static_cast<size_t>(height_) * width_ * s.channels * 2;
-    s.memory[0].reserve(bytes);
-    if (s.two) s.memory[1].reserve(bytes);
-    s.tiles.assign(static_cast<size_t>(rows_) * columns_, reinterpret_cast<int16_t*>(s.memory[0].get()));
+    for (int slot : s.slot)
+      if (slot >= 0) memory_[slot].reserve(bytes);
+  }
+  for (Store& s : stores_) {  // buffers have moved while they grew
+    if (!s.used) continue;
+    for (int i = 0; i < 2; ++i) s.memory[i] = s.slot[i] < 0 ? nullptr : reinterpret_cast<int16_t*>(memory_[s.slot[i]].get());
+    s.tiles.assign(static_cast<size_t>(rows_) * columns_, s.memory[0]);
     s.next = s.tiles;
   }
   gradients_.assign(static_cast<size_t>(rows_) * columns_ * 2, 0.0);
   threads_.resize(std::max<size_t>(threads_.size(), threads));
-  int c_max = 32, halo = 0;
-  for (const auto& convs : block_convs_) {
-    int sum = 0;
-    for (const Conv* c : convs) sum += c->pad;
-    halo = std::max(halo, sum);
+  int c_max = 32, halo = 0, buffers = 0;
+  for (const BlockPlan& block : blocks_) {
+    halo = std::max(halo, block.halo);
+    buffers = std::max(buffers, block.buffers);
   }
   for (const auto& c : convs_) c_max = std::max({c_max, c->c_in, c->dst_channels});
+  for (const auto& p : planes_) c_max = std::max(c_max, round_channels(p.channels));
   const size_t side = static_cast<size_t>(tile_) + 2 * halo + kSlack, region = side * side * c_max * 2;
   int level = 1;
   for (const auto& p : planes_) level = std::max(level, p.level);
@@ -427,14 +633,22 @@ void Network::resize(const Image& in, int threads, int tile) {
     if (halo) {
       t.codes[0].reserve(region);
       t.codes[1].reserve(region);
-      t.hidden.reserve(region);
+      t.skip.reserve(region);
+      t.hidden.resize(std::max<size_t>(t.hidden.size(), buffers));
+      for (Buffer& b : t.hidden) b.reserve(region);
     }
-    t.rows_out.reserve(static_cast<size_t>(width_ * level + kSlack) * 1024);
+    t.multiplier.resize(c_max);
+    t.first_multiplier.resize(c_max);
+    t.first_ratio.resize(c_max);
+    t.factor.resize(round_up(c_max, 64));
+    t.largest.resize(c_max);
+    t.rows_out.reserve(static_cast<size_t>(width_ * level + kSlack) * 128);
     const size_t most = std::max<size_t>(side, 4096) + 64;
     t.in.reserve(most);
     t.out.reserve(most);
     t.residual.reserve(most);
-    t.sums.assign(static_cast<size_t>(2) * c_max, 0);
+    t.sums.assign(static_cast<size_t>(4) * c_max, 0);
+    t.values.resize(planes_.size());
     t.inputs.assign(static_cast<size_t>(2) + c_max, 0);
   }
 }

@@ -1,5 +1,6 @@
 // A plan prepared for one kernel set, and its execution. Equation and section numbers: docs/numerics.md.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -27,31 +28,62 @@ class Buffer {
 
 // ---- the plan as given ----
 
+struct PartData {
+  int plane, first, channels;
+};
+
 struct SiteData {
   std::vector<int> bits;
   double step = 0;
+  bool counted = false;           // one of the body's: it has a column in the table of bits
   std::vector<float> multiplier;  // (K, C)
   std::vector<int> low, high;
   std::vector<double> weight, bias;  // empty: no selector
   double log_offset = 0;             // above 0: the selector's inputs are log(v + log_offset)
+  std::vector<double> inverse_scale;  // not empty: the clip is the tile's own range; equation (15)
 };
 
 struct ConvData {
-  int c_out = 0, kernel = 0, c_in = 0;
-  std::vector<int8_t> weight;  // (C_out, k, k, C_in)
+  int c_out = 0, kernel = 0, c_in = 0, groups = 1;
+  std::vector<int8_t> weight;  // (C_out, k, k, C_in / groups)
   std::vector<float> factor, bias, slope;
   bool has_site = false;
   SiteData site;
+  int levels = 0;           // above 0: results are codes first; equation (14)
+  std::vector<float> gain;  // of these codes
+};
+
+struct SkipData {
+  std::vector<PartData> parts;
+  std::vector<float> ratio;  // (K, C), or empty
+  bool has_site = false, shared = false;
+  SiteData site;
+};
+
+struct LayerData {
+  std::vector<PartData> src;
+  int dst = -1, shuffle = 1;
+  ConvData conv;
+  bool has_skip = false, rectify = false;
+  SkipData skip;
+  std::vector<ConvData> borders;  // 15, or none
+};
+
+struct BaseData {
+  std::vector<int32_t> weight;  // (scale, 5); empty: none
+  bool symmetric = false;
+  double gain8 = 0, gain16 = 0;
 };
 
 struct StepData {
   enum Kind { kImageIn, kLayer, kBlock, kImageOut } kind = kImageIn;
-  int src = -1, dst = -1, residual = -1, shuffle = 1;
-  bool add_source = false;
-  std::vector<ConvData> convs;
+  int src = -1, dst = -1;        // of an image step or a block
+  bool residual = false;         // a block's tiles may be skipped
+  std::vector<LayerData> layers;  // one, or a block's
   std::vector<float> multiplier8, multiplier16, offset;
   std::vector<uint8_t> table8;
   std::vector<uint16_t> table16;
+  BaseData base;
 };
 
 struct PlaneData {
@@ -68,7 +100,8 @@ struct Conv {
   bool raw = false;  // reads int16 values themselves
   Buffer weights;
   std::vector<std::vector<float>> factor;  // per candidate
-  std::vector<float> bias, slope;
+  std::vector<float> bias, slope, gain;
+  int levels = 0;
   std::vector<std::vector<int32_t>> init;  // per candidate
   std::vector<CadyqQuantizer> quantizer;
   std::vector<std::vector<float>> multiplier;
@@ -77,6 +110,53 @@ struct Conv {
   const SiteData* site = nullptr;
 
   int pixel_bytes() const { return c_in * element; }
+  bool own_range() const { return site && !site->inverse_scale.empty(); }
+};
+
+// What is added to a layer's results; equation (14).
+struct Skip {
+  const SkipData* data = nullptr;
+  bool shared = false;  // the codes of the block's first site
+  std::vector<std::vector<float>> ratio, multiplier;  // per candidate
+  std::vector<int> low, high;
+
+  bool is_used() const { return data != nullptr; }
+  bool is_plain() const { return ratio.empty(); }
+  CadyqSnap snap(int k, size_t offset) const;
+};
+
+struct Layer {
+  const LayerData* data = nullptr;
+  Conv* conv = nullptr;
+  std::vector<Conv*> borders;
+  Skip skip;
+  // within a block:
+  int out = 0;          // pixels around the tile that are computed
+  int hidden = -1;      // buffer that holds the result, if a later layer reads its values
+  bool fused = false;   // writes the codes of the next layer instead
+  int column = -1;      // of the table of bits, counted from the block's first
+};
+
+struct BlockPlan {
+  std::vector<Layer> layers;
+  std::vector<int> reach, hidden;  // by plane: pixels around the tile, buffer
+  int halo = 0, sites = 0, buffers = 0;
+};
+
+struct Box {
+  int y0, x0, y1, x1;
+  int height() const { return y1 - y0; }
+  int width() const { return x1 - x0; }
+};
+
+// Values of a plane around a tile: rows of int16 from the box's first pixel on.
+struct Hidden {
+  int16_t* data = nullptr;
+  int channels = 0;
+  Box box{};
+  int16_t* at(int y, int x) const {
+    return data + (static_cast<size_t>(y - box.y0) * box.width() + (x - box.x0)) * channels;
+  }
 };
 
 // Rows of pixels, all of the plane or a rolling window of it, with zero columns beside and zero rows beyond.
@@ -91,22 +171,34 @@ struct View {
   uint8_t* row(int y) const { return y < 0 || y >= height ? empty : base + static_cast<size_t>(y % capacity) * pitch; }
 };
 
-// An int16 plane kept whole. Block planes have a second buffer; `tiles` says where each tile's values are.
+// An int16 plane kept whole. Planes that blocks update have a second buffer; `tiles` says where each tile's values are.
+// Buffers are shared by planes that do not live at the same time.
 struct Store {
   bool used = false, two = false;
   int height = 0, width = 0, channels = 0;
-  Buffer memory[2];
+  int slot[2] = {-1, -1};
+  int16_t* memory[2] = {nullptr, nullptr};
   std::vector<const int16_t*> tiles, next;
+};
+
+// Where channels of a plane are read from: kept whole, or a rolling window.
+struct Source {
+  int plane = -1, view = -1, first = 0, channels = 0, offset = 0;
+  bool whole = false;  // all channels, padded ones included
 };
 
 // One stage of a group of layers that advance together by strips of rows.
 struct Node {
   enum Kind { kImageIn, kQuantize, kConv, kImageOut } kind = kConv;
   const StepData* step = nullptr;
+  const Layer* layer = nullptr;
   Conv* conv = nullptr;            // the convolution, or the one whose codes are made
   const Conv* next = nullptr;      // the convolution that gets codes from this one
-  int src_plane = -1, dst_plane = -1, residual_plane = -1;  // kept whole
-  int src_view = -1, dst_view = -1, residual_view = -1;     // rolling
+  Source source;                   // of kQuantize
+  std::vector<Source> skip;
+  bool skip_direct = false;        // the only source's values are added as they are
+  int dst_plane = -1;              // kept whole
+  int src_view = -1, dst_view = -1;  // rolling
   int height = 0;                  // rows it produces (before PixelShuffle)
   int profile = 0;
   std::vector<int> until;          // rows done after each strip
@@ -150,42 +242,69 @@ class Network {
   std::vector<std::pair<std::string, double>> profile() const;
 
  private:
+  friend class TileRun;
   struct Thread {
-    Buffer kernel, codes[2], hidden, rows_out;
+    Buffer kernel, codes[2], skip, rows_out, base;
+    std::vector<Buffer> hidden;
+    std::vector<Hidden> values;  // by plane, within a block
     std::vector<const uint8_t*> in;
     std::vector<uint8_t*> out;
     std::vector<const int16_t*> residual;
     std::vector<int64_t> sums;
     std::vector<double> inputs;  // of a selector
+    std::vector<float> multiplier, factor, first_multiplier, first_ratio;  // of a tile's own range
+    double clip = 1;
+    std::vector<int32_t> largest;
   };
   struct Tile {
     int index, y0, x0, y1, x1;
   };
 
-  Conv* prepare(const ConvData& data, int shuffle, bool few_outputs, bool from_image);
+  int round_channels(int channels) const;
+  Conv* prepare(const ConvData& data, int shuffle, bool is_last, bool from_image);
+  Skip prepare_skip(const LayerData& data, const SiteData* first, int channels) const;
   void pack(const ConvData& data, Conv& conv);
   void link(Conv& from, const Conv& to);
-  void plan_group(Group& group, const std::vector<int>& steps, int segment);
-  bool crosses(int plane) const;
-  int padded(int plane) const;
+  void find_stores(const std::vector<int>& segment_of, int segments);
+  void share_buffers(const std::vector<int>& segment_of, int segments);
+  void plan_block(int step);
+  void plan_group(Group& group, const std::vector<int>& steps);
+  bool crosses(int plane) const { return stores_[plane].used; }
+  int padded(int plane) const { return round_channels(planes_[plane].channels); }
+  bool is_whole(const std::vector<PartData>& parts) const;
 
   void resize(const Image& in, int threads, int tile);
   void schedule(Group& group);
   void gradients(Pool& pool, const Image& in);
   void run_group(Pool& pool, Group& group, const Image& in, void* out);
   void run_node(Pool& pool, Group& group, Node& node, int from, int to, const Image& in, void* out);
+  void run_image_in(Pool& pool, Group& group, const Node& node, int from, int to, const Image& in);
+  void run_quantize(Pool& pool, Group& group, const Node& node, int from, int to);
+  void run_conv(Pool& pool, Group& group, const Node& node, int from, int to);
+  void run_image_out(Pool& pool, Group& group, const Node& node, int from, int to, const Image& in, void* out);
+  void image_span(const Node& node, const View& src, int x0, int x1, int y, const Image& in, void* out, Thread& thread);
+  int16_t* enlarged(const BaseData& base, const Image& in, int y, int x0, int x1, Thread& thread) const;
+  void skip_rows(Group& group, const Node& node, int y0, int y1, int x0, int x1, Thread& thread);
   void run_block(Pool& pool, const Segment& segment, const int8_t* forced, const uint8_t* exited, uint8_t* bits,
                  int8_t* choice);
   void run_tile(const Segment& segment, Tile tile, Thread& thread, const int8_t* forced, uint8_t* bits, int8_t* choice);
-  int select(const SiteData& site, int tile, const int16_t* values, size_t pitch, int height, int width, int channels,
-             Thread& thread) const;
+  int select(const SiteData& site, int tile, int64_t pixels, Thread& thread) const;
+  void own_range(const Conv& conv, int k, Thread& thread) const;
   bool needed(int y0, int x0, int y1, int x1, int level, int margin) const;
   void settle(int plane);
-  void copy_row(const Store& plane, int y, uint8_t* dst) const;
-  void quantize_row(const Store& plane, int y, int x0, int x1, uint8_t* dst, const CadyqQuantizer& q, int store) const;
+  // Calls f(source pixel, first x, pixels) for the pieces of a row of a plane that lie in one buffer.
+  template <class F>
+  void for_pieces(const Store& plane, int y, int x0, int x1, const F& f) const {
+    for (int x = x0; x < x1;) {
+      const int column = x / tile_, end = std::min(x1, (column + 1) * tile_);
+      const int16_t* base = plane.tiles[static_cast<size_t>(y / tile_) * columns_ + column];
+      f(base + (static_cast<size_t>(y) * plane.width + x) * plane.channels, x, end - x);
+      x = end;
+    }
+  }
   void convolve(const Conv& conv, int k, const std::vector<const uint8_t*>& rows, int height, int width,
                 const CadyqEpilogue& epilogue, const CadyqTarget& target, Thread& thread) const;
-  CadyqEpilogue epilogue(const Conv& conv, int k, const Conv* next) const;
+  CadyqEpilogue epilogue(const Conv& conv, int k, const Conv* next, bool rectify) const;
 
   const CadyqKernels* kernels_;
   int scale_, plan_tile_, tile_, n_sites_ = 0;
@@ -193,7 +312,9 @@ class Network {
   std::vector<PlaneData> planes_;
   std::vector<StepData> steps_;
   std::vector<std::unique_ptr<Conv>> convs_;
-  std::vector<std::vector<Conv*>> block_convs_;  // by step
+  std::vector<BlockPlan> blocks_;                // by step
+  std::vector<std::unique_ptr<Layer>> layers_;   // of groups
+  std::vector<Buffer> memory_;                   // shared by stores
   std::vector<Segment> segments_;
   std::vector<Store> stores_;
   std::vector<Thread> threads_;

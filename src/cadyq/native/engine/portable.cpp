@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels.h"
+#include "scalar.h"
 
 namespace {
 
@@ -10,35 +11,21 @@ constexpr int kOutputs = 16;
 
 int32_t clamp16(int32_t v) { return std::min(32767, std::max(-32768, v)); }
 
-// Conversion of an out-of-range float is undefined, so the clamp comes first; the bounds are integers.
-int32_t round_to(float v, float low, float high) {
-  return static_cast<int32_t>(std::nearbyint(std::min(std::max(v, low), high)));
-}
-
-int32_t code_of(float value, int c, const CadyqQuantizer& q) {
-  return round_to(value * q.multiplier[c], static_cast<float>(q.low), static_cast<float>(q.high));
-}
-
-void store_code(void* dst, size_t at, int32_t code, const CadyqQuantizer& q, int32_t store) {
-  if (store == CADYQ_CODE8)
-    static_cast<uint8_t*>(dst)[at] = static_cast<uint8_t>(code) ^ q.flip;
-  else
-    static_cast<int16_t*>(dst)[at] = static_cast<int16_t>(code);
-}
-
 void finish(const CadyqEpilogue& e, const CadyqTarget& t, int y, int x, int channel, int32_t acc) {
   float v = static_cast<float>(acc) * e.factor[channel];
   v = v + e.bias[channel];
   if (e.slope && v < 0) v = v * e.slope[channel];
-  const int32_t r = round_to(v, -32768.f, 32767.f);
+  int32_t r = cadyq_round(v, -32768.f, 32767.f);
+  if (e.gain) r = cadyq_round(cadyq_round(v, -e.levels, e.levels) * e.gain[channel], -32768.f, 32767.f);
   const int sub = channel / t.channels, dy = sub / t.shuffle, dx = sub % t.shuffle;
   const int row = y * t.shuffle + dy;
   const size_t at = static_cast<size_t>(x * t.shuffle + dx) * t.channels + channel % t.channels;
   if (e.store == CADYQ_INT16) {
     const int32_t base = t.residual ? t.residual[row][at] : 0;
-    reinterpret_cast<int16_t*>(t.rows[row])[at] = static_cast<int16_t>(clamp16(base + r));
+    const int32_t sum = clamp16(base + r);
+    reinterpret_cast<int16_t*>(t.rows[row])[at] = static_cast<int16_t>(e.rectify ? std::max(sum, 0) : sum);
   } else {
-    store_code(t.rows[row], at, code_of(static_cast<float>(r), channel, e.quantizer), e.quantizer, e.store);
+    cadyq_quantize_one(static_cast<float>(r), t.rows[row], at, e.quantizer.multiplier[channel], e.quantizer, e.store);
   }
 }
 
@@ -82,12 +69,19 @@ void columns(const CadyqColumns* job, void*) {
   }
 }
 
-void quantize(const int16_t* src, void* dst, int32_t pixels, int32_t channels, const CadyqQuantizer* q, int32_t store) {
+void quantize(const int16_t* src, int32_t src_stride, void* dst, int32_t dst_stride, int32_t pixels, int32_t channels,
+              const CadyqQuantizer* q, int32_t store) {
   for (int x = 0; x < pixels; ++x)
-    for (int c = 0; c < channels; ++c) {
-      const size_t at = static_cast<size_t>(x) * channels + c;
-      store_code(dst, at, code_of(src[at], c, *q), *q, store);
-    }
+    for (int c = 0; c < channels; ++c)
+      cadyq_quantize_one(src[static_cast<size_t>(x) * src_stride + c], dst, static_cast<size_t>(x) * dst_stride + c,
+                         q->multiplier[c], *q, store);
+}
+
+void snap(const int16_t* src, int32_t src_stride, int16_t* dst, int32_t dst_stride, int32_t pixels, int32_t channels,
+          const CadyqSnap* s) {
+  for (int x = 0; x < pixels; ++x)
+    for (int c = 0; c < channels; ++c)
+      dst[static_cast<size_t>(x) * dst_stride + c] = cadyq_snap_one(src[static_cast<size_t>(x) * src_stride + c], c, *s);
 }
 
 void sums(const int16_t* src, size_t pitch, int32_t height, int32_t width, int32_t channels, int64_t* sum,
@@ -108,7 +102,7 @@ size_t scratch_bytes(int32_t) { return 64; }
 }  // namespace
 
 extern "C" const CadyqKernels* cadyq_kernels_portable(void) {
-  static const CadyqKernels k = {"portable", 0,    kOutputs, 1,       kOutputs, 2,      scratch_bytes,
-                                 quantize,   sums, nullptr,  direct, columns};
+  static const CadyqKernels k = {"portable",    0,        kOutputs, 1,    kOutputs, 2,      32,
+                                 scratch_bytes, quantize, snap,     sums, nullptr,  direct, columns};
   return &k;
 }

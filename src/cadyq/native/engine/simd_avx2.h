@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels.h"
+#include "scalar.h"
 
 namespace cadyq_avx2 {
 
@@ -41,11 +42,12 @@ CADYQ_INLINE F32 to_f32(I32 a) { return _mm256_cvtepi32_ps(a); }
 CADYQ_INLINE F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
 CADYQ_INLINE F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
 CADYQ_INLINE F32 activate(F32 t, F32 slope) { return _mm256_blendv_ps(t, mul(t, slope), t); }
-// rint(t) clamped to the int16 range, as a float
-CADYQ_INLINE F32 round16(F32 t) {
+// rint(t) clamped to a range of integers, as a float
+CADYQ_INLINE F32 round_clamped(F32 t, F32 low, F32 high) {
   const F32 r = _mm256_round_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  return _mm256_max_ps(_mm256_min_ps(r, _mm256_set1_ps(32767.f)), _mm256_set1_ps(-32768.f));
+  return _mm256_max_ps(_mm256_min_ps(r, high), low);
 }
+CADYQ_INLINE F32 splat(float v) { return _mm256_set1_ps(v); }
 CADYQ_INLINE I32 rint32(F32 a) { return _mm256_cvtps_epi32(a); }
 CADYQ_INLINE F32 load16_f32(const int16_t* p) {
   return to_f32(_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
@@ -55,9 +57,10 @@ CADYQ_INLINE __m128i saturate16(I32 v) {
 }
 
 // Saturates to int16 and stores one vector; with a residual the saturated values are added, saturating.
-CADYQ_INLINE void store_int16(int16_t* p, I32 v, const int16_t* residual) {
+CADYQ_INLINE void store_int16(int16_t* p, I32 v, const int16_t* residual, bool rectify) {
   __m128i r = saturate16(v);
   if (residual) r = _mm_adds_epi16(r, _mm_loadu_si128(reinterpret_cast<const __m128i*>(residual)));
+  if (rectify) r = _mm_max_epi16(r, _mm_setzero_si128());
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), r);
 }
 

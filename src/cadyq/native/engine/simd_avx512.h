@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels.h"
+#include "scalar.h"
 
 namespace cadyq_avx512 {
 
@@ -43,20 +44,22 @@ CADYQ_INLINE F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
 CADYQ_INLINE F32 activate(F32 t, F32 slope) {
   return _mm512_mask_mul_ps(t, _mm512_movepi32_mask(_mm512_castps_si512(t)), t, slope);
 }
-// rint(t) clamped to the int16 range, as a float
-CADYQ_INLINE F32 round16(F32 t) {
+// rint(t) clamped to a range of integers, as a float
+CADYQ_INLINE F32 round_clamped(F32 t, F32 low, F32 high) {
   const F32 r = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  return _mm512_max_ps(_mm512_min_ps(r, _mm512_set1_ps(32767.f)), _mm512_set1_ps(-32768.f));
+  return _mm512_max_ps(_mm512_min_ps(r, high), low);
 }
+CADYQ_INLINE F32 splat(float v) { return _mm512_set1_ps(v); }
 CADYQ_INLINE I32 rint32(F32 a) { return _mm512_cvtps_epi32(a); }
 CADYQ_INLINE F32 load16_f32(const int16_t* p) {
   return to_f32(_mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 }
 
 // Saturates to int16 and stores one vector; with a residual the saturated values are added, saturating.
-CADYQ_INLINE void store_int16(int16_t* p, I32 v, const int16_t* residual) {
+CADYQ_INLINE void store_int16(int16_t* p, I32 v, const int16_t* residual, bool rectify) {
   __m256i r = _mm512_cvtsepi32_epi16(v);
   if (residual) r = _mm256_adds_epi16(r, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(residual)));
+  if (rectify) r = _mm256_max_epi16(r, _mm256_setzero_si256());
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), r);
 }
 

@@ -45,11 +45,13 @@ const duration = (s) => (s < 90 ? `${s < 10 ? s.toFixed(1) : Math.round(s)} s` :
 // --- options
 
 let used = ""; // the options of the result that is shown
-const options = () => ({ model: $("model").value, budget: $("budget").value, format: $("format").value });
+const options = () => ({
+  ...($("model").value && { model: $("model").value }), budget: $("budget").value, format: $("format").value,
+});
 const changed = () => JSON.stringify(options()) !== used;
 
 function showOptions() {
-  const model = offer?.models.find((one) => one.name === $("model").value);
+  const model = offer?.models.find((one) => ($("model").value ? one.name === $("model").value : one.is_default));
   const budget = Number($("budget").value);
   const bits = model?.candidate_bits ?? [];
   const fixed = bits.length < 2;
@@ -82,13 +84,14 @@ async function loadOffer() {
   }
   const labels = offer.models.map(({ scale, candidate_bits: bits }) =>
     `×${scale}, ${bits.length > 1 ? `${bits[0]} to ${bits.at(-1)} bits by content` : `${bits[0]} bits everywhere`}`);
-  $("model").replaceChildren(...offer.models.map(({ name }, i) => {
+  const automatic = offer.models.length > 1 ? [element("option", "Automatic, by the kind of file", { value: "" })] : [];
+  $("model").replaceChildren(...automatic, ...offer.models.map(({ name }, i) => {
     const isOnly = labels.indexOf(labels[i]) === labels.lastIndexOf(labels[i]);
     return element("option", isOnly ? labels[i] : `${labels[i]} (${name})`, { value: name, title: name });
   }));
   const { max_pixels, max_upload } = offer.limits;
   const local = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
-  $("limits").textContent = `PNG, JPEG, WebP or TIFF, up to ${(max_pixels / 1e6).toFixed(1)} megapixels and ${Math.round(max_upload / 2 ** 20)} MiB.`
+  $("limits").textContent = `PNG, JPEG, WebP, TIFF or AVIF, up to ${(max_pixels / 1e6).toFixed(1)} megapixels and ${Math.round(max_upload / 2 ** 20)} MiB.`
     + (local ? " It does not leave this machine." : "");
   showOptions();
 }
@@ -170,6 +173,7 @@ function watch(mine) {
 
 async function begin(data) {
   view.setLayout(data);
+  run.model = data.model;
   say("Upscaling…");
   $("notes").replaceChildren(...data.notes.map((text) => element("li", text)));
   const mine = run;
@@ -212,6 +216,7 @@ async function finish(mine, figures) {
 function showFigures(figures) {
   const bits = figures.mean_bits.flat();
   const rows = [
+    ["Model", run.model],
     ["Tiles", `${bits.length} of ${figures.tile} × ${figures.tile}`],
     ["Least, most bits of a tile", `${Math.min(...bits).toFixed(1)}, ${Math.max(...bits).toFixed(1)}`],
     ...(figures.exited ? [["Left the network", `${(figures.exited * 100).toFixed(0)} %`]] : []),

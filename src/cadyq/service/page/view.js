@@ -214,7 +214,7 @@ export class View {
     if (!this.after && layout) {
       const s = layout.scale, shrink = this.parts.width / size[0];
       for (const t of this.tiles) {
-        if (now < t.start || t.bits === 0) continue; // tiles that exited are filled in the file alone
+        if (now < t.start) continue;
         c.globalAlpha = Math.min(1, (now - t.start) / ARRIVAL);
         const box = [t.x * s, t.y * s, t.w * s, t.h * s];
         c.drawImage(this.parts, ...box.map((v) => v * shrink), ...box);

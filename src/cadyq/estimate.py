@@ -1,0 +1,150 @@
+"""How long a picture will take and how much memory it will need, before the work begins.
+
+A small piece of the picture itself is upscaled and encoded on this machine; the rest is proportional to pixels.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cadyq.bands import cut_into_blocks
+from cadyq.io.images import Picture, save_picture
+from cadyq.io.stream import FileRows
+from cadyq.pictures import PictureTask, model
+from cadyq.upscale import Model
+
+__all__ = ["Estimate", "Rates", "estimate", "measure_rates"]
+
+_SMALL, _LARGE = 96, 256
+_REPEATS = 2
+_MIB = 1 << 20
+# Peak resident set, fitted to measurements (bench/estimate.py prints both). The interpreter with its libraries:
+_BASE_BYTES = {"engine": 64 * _MIB, "torch": 300 * _MIB}
+# What a runtime holds per LR pixel of the block that it computes (SRResNet's shape), its result included:
+_BLOCK_BYTES = {"engine": 560, "torch": 4200}
+# What Pillow holds per pixel while it writes, besides the array; libvips' buffers while it reads and writes rows:
+_ENCODER_BYTES, _STREAM_BYTES = 4, 40 * _MIB
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this machine takes for pictures of one kind.
+
+    Attributes:
+        block: seconds per block, besides its pixels.
+        pixel: seconds per LR pixel of a block, halo included.
+        decode: seconds per LR pixel of the file.
+        encode: seconds per pixel of the result's file.
+    """
+
+    block: float
+    pixel: float
+    decode: float
+    encode: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a picture will take: seconds from opening the source to the finished file, peak memory in bytes."""
+
+    seconds: float
+    memory_bytes: int
+
+
+def measure_rates(task: PictureTask) -> Rates:
+    """Upscale and encode a piece of the picture; takes about a second.
+
+    Raises as reading the picture does: it is decoded, if it is not streamed.
+    """
+    piece, decode = _piece(task)
+    found = model(task.model_name)
+    small, large = (_cropped(piece, side) for side in (_SMALL, _LARGE))
+    _upscale(found, task, small)  # packs the network
+    result = _upscale(found, task, large)
+    times = [_best(lambda part=part: _upscale(found, task, part)) for part in (small, large)]  # type: ignore[misc]
+    areas = [part.pixels.shape[0] * part.pixels.shape[1] for part in (small, large)]
+    slope = (times[1] - times[0]) / (areas[1] - areas[0]) if areas[1] > areas[0] else times[1] / areas[1]
+    # A loaded machine can make the smaller piece take longer; time per pixel is then all there is.
+    pixel = slope if slope > 0 else times[1] / areas[1]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "piece"
+        quality = task.wanted.quality
+        encode = _best(lambda: save_picture(path, task.target.suffix, result, quality))
+    n_result = result.pixels.shape[0] * result.pixels.shape[1]
+    return Rates(max(0.0, times[1] - pixel * areas[1]), pixel, decode, encode / n_result)
+
+
+def estimate(task: PictureTask, rates: Rates) -> Estimate:
+    """Scale measured rates to a picture, the same or another one of its kind."""
+    found, header = model(task.model_name), task.header
+    height, width = header.height, header.width
+    tile = task.wanted.tile or found.tile
+    down, across = cut_into_blocks(height, width, tile, found.radius)
+    read = sum(d.read[1] - d.read[0] for d in down) * sum(a.read[1] - a.read[0] for a in across)
+    seconds = rates.decode * height * width + rates.encode * task.size[0] * task.size[1]
+    seconds += rates.block * len(down) * len(across) + rates.pixel * read
+    return Estimate(seconds, _memory(task, found))
+
+
+def _memory(task: PictureTask, found: Model) -> int:
+    header, wanted = task.header, task.wanted
+    tile = wanted.tile or found.tile
+    runtime = found.runtime(wanted.mode, tile)
+    down, across = cut_into_blocks(header.height, header.width, tile, found.radius)
+    rows = max(d.read[1] - d.read[0] for d in down)
+    block = rows * max(a.read[1] - a.read[0] for a in across)
+    channels = (1 if header.is_gray else 3) + header.has_alpha
+    n_bytes = 2 if header.is_deep and wanted.depth == 16 else 1
+    pixels, larger = header.height * header.width, found.scale**2
+    work = _BLOCK_BYTES[runtime] * block
+    if task.is_streamed:
+        band = max(d.keep[1] - d.keep[0] for d in down) * header.width * larger * 3 * n_bytes
+        window = (rows + tile) * header.width * channels * n_bytes
+        return _BASE_BYTES[runtime] + _STREAM_BYTES + work + band + 2 * window
+    result = pixels * larger * 3 * n_bytes
+    # The network's planes are gone when the file is written.
+    writing = task.size[0] * task.size[1] * _ENCODER_BYTES * n_bytes
+    return _BASE_BYTES[runtime] + pixels * 3 * n_bytes + result + max(work, writing)
+
+
+def _piece(task: PictureTask) -> tuple[Picture, float]:
+    """A part of the picture that is large enough, and seconds per pixel for reading it."""
+    start = time.perf_counter()
+    if task.is_streamed:
+        rows = FileRows(task.source, task.wanted.depth)
+        n_rows = min(rows.shape[0], _LARGE)
+        rgb = rows.read(0, n_rows)
+        alpha = rows.alpha(0, n_rows) if rows.has_alpha else None
+        picture = Picture(rgb, alpha, rows.is_gray)
+    else:
+        picture = task.read()
+    height, width = picture.pixels.shape[:2]
+    return picture, (time.perf_counter() - start) / (height * width)
+
+
+def _cropped(picture: Picture, side: int) -> Picture:
+    """The middle of a picture, of at most ``side`` pixels a side."""
+    height, width = picture.pixels.shape[:2]
+    rows, cols = (slice((n - min(n, side)) // 2, (n + min(n, side)) // 2) for n in (height, width))
+    alpha = None if picture.alpha is None else np.ascontiguousarray(picture.alpha[rows, cols])
+    return Picture(np.ascontiguousarray(picture.pixels[rows, cols]), alpha, picture.is_gray, picture.icc)
+
+
+def _upscale(found: Model, task: PictureTask, part: Picture) -> Picture:
+    w = task.wanted
+    return found.upscale(part, mode=w.mode, tile=w.tile, budget=w.budget, threads=w.threads).picture()
+
+
+def _best(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,1 @@
+"""Networks for other tools: ONNX files, and the Hugging Face hub."""

@@ -1,0 +1,338 @@
+// Groups of layers, which advance together by strips of rows: only what the next strip needs is kept.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+
+#include "network.h"
+
+namespace cadyq {
+namespace {
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+int16_t clamp16(float v) {
+  return static_cast<int16_t>(std::lrintf(std::min(std::max(v, -32768.f), 32767.f)));
+}
+
+template <class T>
+void image_row(const T* src, int width, int channels, const float* multiplier, const float* offset, int16_t* dst) {
+  for (int x = 0; x < width; ++x)
+    for (int c = 0; c < channels; ++c) {
+      const size_t i = static_cast<size_t>(x) * channels + c;
+      float v = static_cast<float>(src[i]) * multiplier[c];
+      v = v + offset[c];
+      dst[i] = clamp16(v);
+    }
+}
+
+// Neighbor of a pixel beyond the border; equation (16).
+int outside(int i, int n, bool symmetric) {
+  if (!symmetric) return std::min(std::max(i, 0), n - 1);
+  const int period = 2 * n, at = ((i % period) + period) % period;
+  return std::min(at, period - 1 - at);
+}
+
+template <class T>
+void vertical(const T* const rows[5], const int32_t* weight, size_t n, double* out) {
+  for (size_t i = 0; i < n; ++i) {
+    double sum = 0;
+    for (int k = 0; k < 5; ++k) sum += static_cast<double>(weight[k]) * static_cast<double>(rows[k][i]);
+    out[i] = sum;
+  }
+}
+
+}  // namespace
+
+void Network::run_group(Pool& pool, Group& group, const Image& in, void* out) {
+  for (const Node& node : group.nodes) {
+    for (const Source& p : node.skip)
+      if (p.plane >= 0) settle(p.plane);
+    if (node.dst_plane >= 0) {
+      Store& s = stores_[node.dst_plane];
+      std::fill(s.tiles.begin(), s.tiles.end(), s.memory[0]);
+    }
+  }
+  for (int strip = 0; strip < group.strips; ++strip)
+    for (Node& node : group.nodes) {
+      const int from = strip ? node.until[strip - 1] : 0, to = node.until[strip];
+      if (from == to) continue;
+      const double start = now();
+      run_node(pool, group, node, from, to, in, out);
+      profile_[node.profile].second += now() - start;
+    }
+}
+
+void Network::run_node(Pool& pool, Group& group, Node& node, int from, int to, const Image& in, void* out) {
+  switch (node.kind) {
+    case Node::kImageIn: return run_image_in(pool, group, node, from, to, in);
+    case Node::kQuantize: return run_quantize(pool, group, node, from, to);
+    case Node::kConv: return run_conv(pool, group, node, from, to);
+    case Node::kImageOut: return run_image_out(pool, group, node, from, to, in, out);
+  }
+}
+
+void Network::run_image_in(Pool& pool, Group& group, const Node& node, int from, int to, const Image& in) {
+  const View& dst = *group.views[node.dst_view];
+  const StepData& step = *node.step;
+  pool.run(to - from, [&](int i, int) {
+    const int y = from + i;
+    const size_t at = static_cast<size_t>(y) * in.width * dst.channels;
+    int16_t* row = reinterpret_cast<int16_t*>(dst.row(y));
+    if (in.wide)
+      image_row(static_cast<const uint16_t*>(in.data) + at, in.width, dst.channels, step.multiplier16.data(),
+                step.offset.data(), row);
+    else
+      image_row(static_cast<const uint8_t*>(in.data) + at, in.width, dst.channels, step.multiplier8.data(),
+                step.offset.data(), row);
+  });
+}
+
+// Codes, or the int16 values themselves, of some channels into a window of what a convolution reads.
+void Network::run_quantize(Pool& pool, Group& group, const Node& node, int from, int to) {
+  const Conv& conv = *node.conv;
+  const Source& source = node.source;
+  const View& dst = *group.views[node.dst_view];
+  const int channels = source.whole ? dst.channels : source.channels;
+  pool.run(to - from, [&](int i, int) {
+    const int y = from + i;
+    auto piece = [&](const int16_t* src, int stride, int x, int n) {
+      uint8_t* to_row = dst.row(y) + (static_cast<size_t>(x) * dst.channels + source.offset) * dst.element;
+      src += source.first;
+      if (!conv.raw) {
+        CadyqQuantizer q = conv.quantizer[0];
+        q.multiplier += source.offset;
+        kernels_->quantize(src, stride, to_row, dst.channels, n, channels, &q, conv.store);
+      } else if (stride == channels && dst.channels == channels) {
+        std::memcpy(to_row, src, static_cast<size_t>(n) * channels * sizeof(int16_t));
+      } else {
+        for (int p = 0; p < n; ++p)
+          std::memcpy(to_row + static_cast<size_t>(p) * dst.channels * sizeof(int16_t), src + static_cast<size_t>(p) * stride,
+                      channels * sizeof(int16_t));
+      }
+    };
+    if (source.plane >= 0) {
+      const Store& plane = stores_[source.plane];
+      for_pieces(plane, y, 0, width_, [&](const int16_t* src, int x, int n) { piece(src, plane.channels, x, n); });
+    } else {
+      const View& src = *group.views[source.view];
+      piece(reinterpret_cast<const int16_t*>(src.row(y)), src.channels, 0, src.width);
+    }
+  });
+}
+
+// Rows of what is added to results: those of its only source, or made from its parts. Coordinates are the target's.
+void Network::skip_rows(Group& group, const Node& node, int y0, int y1, int x0, int x1, Thread& thread) {
+  thread.residual.clear();
+  if (node.skip.empty()) return;
+  auto row_of = [&](const Source& p, int y, int* stride) -> const int16_t* {
+    if (p.plane >= 0) {
+      const Store& s = stores_[p.plane];
+      *stride = s.channels;
+      return s.memory[0] + static_cast<size_t>(y) * s.width * s.channels;
+    }
+    const View& v = *group.views[p.view];
+    *stride = v.channels;
+    return reinterpret_cast<const int16_t*>(v.row(y));
+  };
+  int stride = 0;
+  if (node.skip_direct) {
+    for (int y = y0; y < y1; ++y) {
+      const int16_t* row = row_of(node.skip[0], y, &stride);
+      thread.residual.push_back(row + static_cast<size_t>(x0) * stride);
+    }
+    return;
+  }
+  const int channels = node.conv->dst_channels;
+  const size_t pitch = static_cast<size_t>(x1 - x0) * channels;
+  int16_t* made = reinterpret_cast<int16_t*>(thread.skip.reserve(pitch * (y1 - y0) * sizeof(int16_t)));
+  for (int y = y0; y < y1; ++y, made += pitch) {
+    for (const Source& p : node.skip) {
+      const CadyqSnap snap = node.layer->skip.snap(0, p.offset);
+      const int16_t* row = row_of(p, y, &stride) + static_cast<size_t>(x0) * stride + p.first;
+      kernels_->snap(row, stride, made + p.offset, channels, x1 - x0, p.channels, &snap);
+    }
+    thread.residual.push_back(made);
+  }
+}
+
+// A convolution into a window or a plane, in bands of rows and pieces of columns.
+void Network::run_conv(Pool& pool, Group& group, const Node& node, int from, int to) {
+  const Conv& conv = *node.conv;
+  View* dst = node.dst_view >= 0 ? group.views[node.dst_view].get() : nullptr;
+  const View* src = group.views[node.src_view].get();
+  const bool winograd = conv.kind == Conv::kWinograd;
+  const int band = winograd ? 4 : 1, round = 4 * kernels_->winograd_tiles;
+  // Pieces of about five rounds: longer pipelines, and weights are read less often.
+  const int length = exited_ ? 1 : 5;
+  const int wanted = std::max(1, (src->width + length * round / 2) / (length * round));
+  const int piece = winograd ? ((src->width + wanted - 1) / wanted + round - 1) / round * round : src->width;
+  const int pieces = (src->width + piece - 1) / piece, bands = (to - from + band - 1) / band;
+  const CadyqEpilogue e = epilogue(conv, 0, node.next, node.layer->data->rectify);
+  const int element = e.store == CADYQ_CODE8 ? 1 : 2, r = conv.shuffle;
+  pool.run(bands * pieces, [&](int i, int t) {
+    Thread& thread = threads_[t];
+    const int y0 = from + i / pieces * band, x0 = i % pieces * piece;
+    const int height = std::min(band, to - y0), width = std::min(piece, src->width - x0);
+    if (group.skips && !needed(y0, x0, y0 + height, x0 + width, src->height / height_, group.margin)) return;
+    const size_t shift = static_cast<size_t>(x0) * conv.pixel_bytes() - static_cast<size_t>(conv.pad) * conv.pixel_bytes();
+    const int n_in = (winograd ? 4 : height) + 2 * conv.pad;
+    thread.in.clear();
+    for (int y = 0; y < n_in; ++y) thread.in.push_back(src->row(y0 - conv.pad + y) + shift);
+    thread.out.clear();
+    const size_t first = static_cast<size_t>(x0) * r * conv.dst_channels;
+    for (int y = y0 * r; y < (y0 + height) * r; ++y) {
+      uint8_t* row = dst ? dst->row(y) : nullptr;
+      if (node.dst_plane >= 0) {
+        const Store& s = stores_[node.dst_plane];
+        row = reinterpret_cast<uint8_t*>(s.memory[0] + static_cast<size_t>(y) * s.width * s.channels);
+      }
+      thread.out.push_back(row + first * element);
+    }
+    skip_rows(group, node, y0 * r, (y0 + height) * r, x0 * r, (x0 + width) * r, thread);
+    const CadyqTarget target{thread.out.data(), thread.residual.empty() ? nullptr : thread.residual.data(), r,
+                             conv.dst_channels};
+    convolve(conv, 0, thread.in, height, width, e, target, thread);
+  });
+}
+
+// ---- the picture ------------------------------------------------------------------------------------------------
+
+void Network::run_image_out(Pool& pool, Group& group, const Node& node, int from, int to, const Image& in, void* out) {
+  const View& src = *group.views[node.src_view];
+  const int level = src.height / height_, zoom = scale_ / level, channels = planes_[steps_.back().src].channels;
+  const size_t row_bytes = static_cast<size_t>(width_) * scale_ * channels * (in.wide ? 2 : 1);
+  pool.run(to - from, [&](int i, int t) {
+    const int y = from + i;
+    if (exited_) std::memset(static_cast<uint8_t*>(out) + static_cast<size_t>(y) * zoom * row_bytes, 0, zoom * row_bytes);
+    // Runs of tiles that were not exited; everything, where none was.
+    for (int x0 = 0, x1; x0 < src.width; x0 = x1) {
+      x1 = src.width;
+      if (exited_) {
+        const uint8_t* row = exited_ + static_cast<size_t>(y / level / tile_) * columns_;
+        const int first = x0 / level / tile_;
+        int last = first + 1;
+        while (last < columns_ && row[last] == row[first]) ++last;
+        x1 = std::min(src.width, last * tile_ * level);
+        if (row[first]) continue;
+      }
+      image_span(node, src, x0, x1, y, in, out, threads_[t]);
+    }
+  });
+}
+
+// Pixels of one row of the last convolution's input, or of `shuffle` rows of the picture.
+void Network::image_span(const Node& node, const View& src, int x0, int x1, int y, const Image& in, void* out,
+                         Thread& thread) {
+  const StepData& end = steps_.back();
+  const int channels = planes_[end.src].channels, r = node.layer->data->shuffle, width = src.width * r;
+  auto rows_of = [&](const Conv& conv, int x) {
+    thread.in.clear();
+    for (int k = 0; k < conv.kernel; ++k)
+      thread.in.push_back(src.row(y - conv.pad + k) +
+                          (static_cast<ptrdiff_t>(x) - conv.pad) * static_cast<ptrdiff_t>(conv.pixel_bytes()));
+  };
+  // Row `dy` of the picture from values that are `stride` apart, `sub` apart for each pixel of a PixelShuffle.
+  auto write = [&](const int16_t* values, int stride, int dy) {
+    const int n = (x1 - x0) * r;
+    const int16_t* base = end.base.weight.empty() ? nullptr : enlarged(end.base, in, y * r + dy, x0 * r, x0 * r + n, thread);
+    size_t at = (static_cast<size_t>(y * r + dy) * width + static_cast<size_t>(x0) * r) * channels;
+    for (int x = 0; x < x1 - x0; ++x)
+      for (int i = 0; i < r * channels; ++i, ++at) {
+        int v = values[static_cast<size_t>(x) * stride + dy * r * channels + i];
+        if (base) v = std::min(32767, std::max(-32768, v + *base++));
+        if (in.wide)
+          static_cast<uint16_t*>(out)[at] = end.table16[v + 32768];
+        else
+          static_cast<uint8_t*>(out)[at] = end.table8[v + 32768];
+      }
+  };
+  const Conv& conv = *node.conv;
+  if (conv.kind == Conv::kColumns) {
+    const CadyqEpilogue e = epilogue(conv, 0, nullptr, false);
+    int32_t* acc = reinterpret_cast<int32_t*>(thread.rows_out.get());
+    rows_of(conv, x0);
+    CadyqColumns job{thread.in.data(), x1 - x0,            conv.kernel,         conv.pixel_bytes(), conv.element,
+                     conv.c_out,       conv.weights.get(), conv.init[0].data(), acc};
+    kernels_->columns(&job, thread.kernel.get());
+    int16_t* values = reinterpret_cast<int16_t*>(acc);  // each is written behind the accumulators that are still read
+    for (int x = 0; x < x1 - x0; ++x)
+      for (int c = 0; c < conv.c_out; ++c) {
+        float v = static_cast<float>(acc[x * 4 + c]) * e.factor[c];
+        v = v + e.bias[c];
+        if (e.slope && v < 0) v = v * e.slope[c];
+        const int16_t value = clamp16(v);
+        std::memcpy(values + static_cast<size_t>(x) * 8 + c, &value, sizeof value);
+      }
+    for (int dy = 0; dy < r; ++dy) write(values, 8, dy);
+    return;
+  }
+  int16_t* values =
+      reinterpret_cast<int16_t*>(thread.rows_out.reserve(static_cast<size_t>(x1 - x0) * conv.dst_channels * sizeof(int16_t)));
+  auto part = [&](const Conv& own, int from, int to) {
+    if (from >= to) return;
+    rows_of(own, from);
+    uint8_t* row = reinterpret_cast<uint8_t*>(values + static_cast<size_t>(from - x0) * own.dst_channels);
+    const CadyqTarget target{&row, nullptr, 1, own.dst_channels};
+    convolve(own, 0, thread.in, 1, to - from, epilogue(own, 0, nullptr, false), target, thread);
+  };
+  if (node.layer->borders.empty()) {
+    part(conv, x0, x1);
+  } else {
+    auto variant = [&](int i, int n) { return n == 1 ? 3 : i == 0 ? 1 : i == n - 1 ? 2 : 0; };
+    const int row = variant(y, src.height);
+    auto of = [&](int column) -> const Conv& {
+      const int i = 4 * row + column;
+      return i ? *node.layer->borders[i - 1] : conv;
+    };
+    const bool first = x0 == 0, last = x1 == src.width && src.width > 1;
+    if (first) part(of(variant(0, src.width)), 0, 1);
+    part(of(0), x0 + first, x1 - last);
+    if (last) part(of(2), x1 - 1, x1);
+  }
+  for (int dy = 0; dy < r; ++dy) write(values, conv.dst_channels, dy);
+}
+
+// Part of a row of the enlarged picture on the last plane's grid; equation (16).
+int16_t* Network::enlarged(const BaseData& base, const Image& in, int y, int x0, int x1, Thread& thread) const {
+  const int channels = planes_[steps_[0].dst].channels, s = scale_;
+  const int first = x0 / s, last = (x1 + s - 1) / s, n = last - first;
+  const size_t line = static_cast<size_t>(n + 4) * channels, row = static_cast<size_t>(in.width) * channels;
+  double* sums = reinterpret_cast<double*>(thread.base.reserve((row + line) * sizeof(double) + static_cast<size_t>(n) * s * channels * 2));
+  double* padded = sums + row;
+  int16_t* out = reinterpret_cast<int16_t*>(padded + line);
+  const int32_t* weight = base.weight.data() + y % s * 5;
+  const double gain = in.wide ? base.gain16 : base.gain8;
+  // Only the columns that are read, but no fewer than the border's mirror images need.
+  const int low = std::max(0, first - 4), high = std::min(in.width, last + 4);
+  const size_t shift = static_cast<size_t>(low) * channels, count = static_cast<size_t>(high - low) * channels;
+  auto sum_rows = [&](const auto* data) {
+    const std::remove_reference_t<decltype(*data)>* rows[5];
+    for (int k = 0; k < 5; ++k) rows[k] = data + outside(y / s + k - 2, in.height, base.symmetric) * row + shift;
+    vertical(rows, weight, count, sums + shift);
+  };
+  if (in.wide)
+    sum_rows(static_cast<const uint16_t*>(in.data));
+  else
+    sum_rows(static_cast<const uint8_t*>(in.data));
+  for (int i = 0; i < n + 4; ++i)
+    std::memcpy(padded + static_cast<size_t>(i) * channels,
+                sums + static_cast<size_t>(outside(first + i - 2, in.width, base.symmetric)) * channels,
+                channels * sizeof(double));
+  for (int phase = 0; phase < s; ++phase) {
+    const int32_t* w = base.weight.data() + phase * 5;
+    for (int i = 0; i < n; ++i)
+      for (int c = 0; c < channels; ++c) {
+        const double* p = padded + static_cast<size_t>(i) * channels + c;
+        double sum = 0;  // exact, so the order does not matter
+        for (int k = 0; k < 5; ++k) sum += w[k] * p[k * channels];
+        const double v = std::min(std::max(sum * gain, -32768.0), 32767.0);
+        out[(static_cast<size_t>(i) * s + phase) * channels + c] = static_cast<int16_t>(std::lrint(v));
+      }
+  }
+  return out + static_cast<size_t>(x0 - first * s) * channels;
+}
+
+}  // namespace cadyq
