@@ -1,10 +1,16 @@
 """Loaded models for all tests of what sits on networks."""
 
+import os
+from pathlib import Path
+
 import pytest
 from networks import save_network
 
 from cadyq.backbones import BACKBONES
 from cadyq.errors import CadyqError
+
+# Models that only tables and tests need lie outside the package.
+os.environ.setdefault("CADYQ_MODELS", str(Path(__file__).parents[1] / "models"))
 
 
 @pytest.fixture(scope="session")

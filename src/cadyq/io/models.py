@@ -39,13 +39,13 @@ class LoadedModel:
         network: Backbone,
         quantization: Quantization | None,
         exit_rule: ExitRule | None,
-        budgets: list[tuple[float, float]],
         metadata: dict[str, Any],
+        budgets: Sequence[tuple[float, float]] = (),
     ) -> None:
         self.network = network
         self.quantization = quantization
         self.exit_rule = exit_rule
-        self.budgets = budgets
+        self.budgets = list(budgets)
         self.metadata = metadata
 
 
@@ -119,7 +119,7 @@ def load_model(model: str | os.PathLike[str]) -> LoadedModel:
         raise CheckpointError(
             f"{path} does not fit its own description ({error}); it was written for another network or version"
         ) from error
-    return LoadedModel(network.eval(), quantization, rule, budgets, metadata)
+    return LoadedModel(network.eval(), quantization, rule, metadata, budgets)
 
 
 def _pack(conv: Conv2d) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

@@ -21,6 +21,7 @@ __all__ = [
 
 MODEL_SUFFIX = ".safetensors"
 PLAN_SUFFIX = ".plan.safetensors"
+MODELS_VARIABLE = "CADYQ_MODELS"
 
 
 def _folder() -> Path:
@@ -67,10 +68,10 @@ def _parts(name: str) -> list[str]:
 
 
 def model_path(model: str | os.PathLike[str]) -> Path:
-    """Path of a shipped model's name, or of a file.
+    """Path of a file, of a shipped model's name, or of a name in the folder that ``CADYQ_MODELS`` names.
 
     Raises:
-        ArgumentError: neither.
+        ArgumentError: none of them.
     """
     path = Path(model)
     if path.is_file():
@@ -78,8 +79,16 @@ def model_path(model: str | os.PathLike[str]) -> Path:
     name = os.fspath(model)
     if name in shipped_models():
         return _folder() / f"{name}{MODEL_SUFFIX}"
+    more = os.environ.get(MODELS_VARIABLE)
+    if more and os.sep not in name and (path := Path(more) / f"{name}{MODEL_SUFFIX}").is_file():
+        return path
     known = ", ".join(shipped_models()) or "none"
-    raise ArgumentError("model", name, f"a model file or one of the shipped models ({known})")
+    raise ArgumentError(
+        "model",
+        name,
+        f"a model file or one of the shipped models ({known})",
+        f"for others by name set {MODELS_VARIABLE} to their folder",
+    )
 
 
 def plan_path(model: str | os.PathLike[str]) -> Path | None:
