@@ -1,17 +1,18 @@
 """The integer engine and the fake-quantised torch network are the same network."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from cadyq.audit import audit
-from cadyq.backbones import build_backbone
+from cadyq.backbones import BACKBONES, build_backbone
 from cadyq.config import Quantization
 from cadyq.engine import reference
 from cadyq.errors import ArgumentError, CheckpointError, UnsupportedError
-from cadyq.io.models import save_model
+from cadyq.io.models import load_model, save_model
 from cadyq.io.plans import load_plan, save_plan
 from cadyq.lowering import lower
 from cadyq.quant.convert import calibrate, convert, observe
@@ -146,3 +147,30 @@ def test_the_audit_looks_at_the_network_on_torch_even_where_there_is_a_plan(file
     assert result.is_clean
     assert {row.status for row in result.rows if row.kind == "body"} == {"ok"}
     assert not dataclasses.replace(result, rows=()).is_clean
+
+
+@pytest.mark.parametrize("name", list(BACKBONES))
+def test_every_backbone_with_a_plan_runs_in_integers(name, model_files, tmp_path):
+    model = tmp_path / f"{name}.safetensors"
+    shutil.copy(model_files[name], model)
+    found = load_model(model)
+    network, plan = found.network, lower(found.network, found.quantization)
+    save_plan(
+        tmp_path / f"{name}.plan.safetensors",
+        plan,
+        found.metadata,
+        parameters=network.n_parameters(),
+        radius=network.radius,
+    )
+    ours = load(model).upscale(picture(30, 40))
+    theirs = load(model).upscale(picture(30, 40), runtime="torch")
+    assert (ours.runtime, theirs.runtime) == ("engine", "torch")
+    assert list(ours.bits) == list(theirs.bits)
+    assert np.mean([np.mean(ours.bits[site] == theirs.bits[site]) for site in ours.bits]) >= 0.97
+    assert ours.bitops == pytest.approx(theirs.bitops, rel=0.03)
+    difference = np.abs(ours.pixels.astype(int) - theirs.pixels)  # a collapsed tail rounds less than torch's
+    assert difference.mean() < 0.25
+    assert difference.max() <= 8
+    deep = load(model).upscale(picture(30, 40).astype(np.uint16) * 257)
+    assert deep.runtime == "engine"
+    assert np.abs(deep.pixels / 257 - ours.pixels).max() <= 1

@@ -115,7 +115,7 @@ class Bands:
             top, bottom = down.keep
             band = np.empty(((bottom - top) * s, width * s, 3), self._source.dtype)
             for side in self._across:
-                self._block(down, side, band)
+                band = self._block(down, side, band)
                 done += 1
                 self._progress(done, total)
             if self.exits[self._cells(down.keep)].any():
@@ -123,11 +123,12 @@ class Bands:
             yield band
             del band  # a band can be large; the next one must not be computed beside it
 
-    def _block(self, down: Strip, side: Strip, band: Levels) -> None:
+    def _block(self, down: Strip, side: Strip, band: Levels) -> Levels:
+        """Compute one block of a band and return the band: the block itself where there is only one."""
         outer = self._cells(down.read), self._cells(side.read)
         inner = self._cells(down.keep), self._cells(side.keep)
         if self.exits[inner].all():
-            return
+            return band
         index = np.arange(self.exits.size).reshape(self.exits.shape)[outer]
         rgb = self._source.read(*down.read)[:, slice(*side.read)]
         found = self._run(rgb, ~self.exits[outer].reshape(-1), part_of(self._force, index.reshape(-1)))
@@ -136,10 +137,15 @@ class Bands:
             slice((strip.keep[0] - strip.read[0]) * s, (strip.keep[1] - strip.read[0]) * s)
             for strip in (down, side)
         )
-        band[:, side.keep[0] * s : side.keep[1] * s] = found.pixels[0][ys, xs]
+        pixels = found.pixels[0][ys, xs]
+        if pixels.shape == band.shape:
+            band = pixels
+        else:
+            band[:, side.keep[0] * s : side.keep[1] * s] = pixels
         ys, xs = (slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
         for name, value in found.bits.items():
             self.bits[name][inner] = value.reshape(index.shape)[ys, xs]
+        return band
 
     def _judge(self, upto: int) -> None:
         """Find the tiles that leave before the body, down to a row of tiles; in pieces to save memory."""

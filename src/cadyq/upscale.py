@@ -616,7 +616,10 @@ class _Job:
         )
         result, top = self._canvas(), 0
         for band in bands:
-            result[top : top + len(band)] = band
+            if len(band) == len(result):  # the only one: no second copy
+                result = band
+            else:
+                result[top : top + len(band)] = band
             _tell(self.on_part, bands, self.model.scale, top, band)
             top += len(band)
         return _Cells(result, bands.bits, bands.grid.areas.reshape(bands.exits.shape), bands.exits)
