@@ -93,6 +93,7 @@ ALLOWED = {
         "report",
         "engine.synthetic",
         "service",
+        "video",
         "cli",
     ),
     "__main__": ("cli",),

@@ -36,7 +36,7 @@ class FloatTarget:
 
     Attributes:
         crops: uint8 (N, side, side, 3).
-        sr: (N, scale side, scale side, 3) in gray levels, float16: half the memory, rounded by 1/16 at most.
+        sr: (N, scale side, scale side, 3), gray levels, not clamped; float16, which rounds by 1/16 at most.
         detail: per crop, the mean squared luma of what the network adds to bicubic, (N,).
         seconds_per_crop: how long the float network took.
     """
@@ -56,10 +56,10 @@ class FloatTarget:
         for i, crop in enumerate(crops):
             report("upscaling with the float network", i, len(crops))
             began = time.monotonic()
-            result = network(to_tensor(crop[None])).clamp(0, 1)[0].mul(255).permute(1, 2, 0).numpy()
+            result = network(to_tensor(crop[None]))[0].mul(255).permute(1, 2, 0).numpy()
             seconds.append(time.monotonic() - began)
             sr[i] = result
-            detail[i] = np.square(_luma(result - imresize(crop, (side, side)))).mean()
+            detail[i] = np.square(_luma(result.clip(0, 255) - imresize(crop, (side, side)))).mean()
         # A crop without detail must not count without bound.
         return cls(crops, sr, np.maximum(detail, 0.05 * detail.mean() + 1e-3), float(np.median(seconds)))
 
@@ -71,7 +71,7 @@ class FloatTarget:
         lr = to_tensor(self.crops[index : index + 1])
         ctx = TileContext(lr, tile, force_bits=force)
         sr = network(lr, ctx).clamp(0, 1)[0].mul(255).permute(1, 2, 0).numpy()
-        square = np.square(_luma(sr - self.sr[index]))
+        square = np.square(_luma(sr - self.sr[index].clip(0, 255)))
         side = tile * network.scale
         cuts = [slice(start, start + side) for start in range(0, len(square), side)]
         return np.array([square[rows, cols].mean() for rows in cuts for cols in cuts], np.float64), ctx

@@ -78,7 +78,7 @@ class FrameUpscaler:
         self._model, self._options = copy.copy(model), options
         self._reusing: ReusingRuntime | None = None
         if model.plan is not None:
-            self._reusing = ReusingRuntime(model.plan.plan, model.plan.macs, model.radius)
+            self._reusing = ReusingRuntime(model.plan.plan, model.radius)
             self._model.engine = self._reusing
         self._frame: NDArray[np.uint8] | None = None
         self._result: NDArray[np.uint8] | None = None
