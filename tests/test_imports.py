@@ -80,6 +80,7 @@ ALLOWED = {
         "engine.plan",
         "io",
         "data",
+        "estimate",
         "folders",
         "pictures",
         "upscale",
