@@ -28,15 +28,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cadyq.backbones import Backbone
+from cadyq.backbones import Backbone, build_backbone
 from cadyq.backbones.adopt import adopt
 from cadyq.backbones.graph import Graph, flatten
 from cadyq.config import Quantization
 from cadyq.data.crops import CropArrays
 from cadyq.data.sets import find_pictures
-from cadyq.errors import ArgumentError
+from cadyq.errors import ArgumentError, CadyqError
 from cadyq.io.images import read_image
-from cadyq.io.models import save_model
+from cadyq.io.models import load_model, save_model
+from cadyq.io.plans import save_plan
+from cadyq.io.shipped import MODEL_SUFFIX, PLAN_SUFFIX
+from cadyq.lowering import lower
 from cadyq.quant import convert as conversion
 from cadyq.quant.site import sites_of
 from cadyq.training.float_target import FloatTarget, Report, luma_error, measure_tiles, site_gains
@@ -112,9 +115,31 @@ class Calibrated:
     quantization: Quantization
     record: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, path: str | os.PathLike[str], license: str = "not stated") -> None:
-        """Write the model file; ``license`` is that of the weights. Raises `CheckpointError` if it cannot."""
+    def save(self, path: str | os.PathLike[str], license: str = "not stated") -> str:
+        """Write the model file and, where the integer engine can run it, the plan beside it.
+
+        Args:
+            path: customarily ``*.safetensors``.
+            license: SPDX identifier of the weights' license.
+
+        Returns:
+            Why there is no plan (the model then runs on torch), or an empty string.
+
+        Raises:
+            CheckpointError: a file cannot be written.
+        """
+        path = Path(path)
+        plan_path = path.with_name(path.name.removesuffix(MODEL_SUFFIX) + PLAN_SUFFIX)
+        plan_path.unlink(missing_ok=True)  # one of another network must not stand beside this one
         save_model(path, self.network, self.quantization, training=self.record, license=license)
+        try:
+            plan = lower(self.network, self.quantization)
+        except CadyqError as error:
+            return str(error)
+        loaded = load_model(path)
+        parameters = build_backbone(self.network.name, **self.network.config).n_parameters()
+        save_plan(plan_path, plan, loaded.metadata, parameters=parameters, radius=self.network.radius)
+        return ""
 
 
 def calibrate(
