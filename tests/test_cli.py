@@ -88,6 +88,42 @@ def test_folder_keeps_names_and_survives_a_bad_file(run, photo, tmp_path):
     assert _files(output) == ["gray.png", "gray.webp", "photo.png", "photo.webp"]
 
 
+def test_events_and_skipping(run, photo, tmp_path):
+    (photo.parent / "deep").mkdir()
+    Image.fromarray(scene(9, 9)).save(photo.parent / "deep" / "other.JPG")
+    arguments = ("upscale", photo.parent, "-o", tmp_path / "out", "--model", "edsr", "-r", "--format", "same")
+    code, out, err = run(*arguments, "--json")
+    assert (code, err) == (0, "")
+    events = [json.loads(line) for line in out.splitlines()]
+    kinds = [e["event"] for e in events if e["event"] != "progress"]
+    assert kinds == ["start", "done", "done", "end"]
+    assert events[-1]["n_done"] == 2
+    assert {"width", "height", "seconds", "fqr", "model", "why"} <= set(events[-2])
+    assert _files(tmp_path / "out") == ["deep/other.jpg", "photo.png"]
+    code, out, _ = run(*arguments)
+    assert (code, out) == (0, "2 of 2 pictures were there already\n")
+    code, out, _ = run(*arguments, "--budget", -1)
+    assert code == 0
+    assert len(out.splitlines()) == 2
+
+
+def test_dry_run(run, photo, tmp_path):
+    (photo.parent / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    code, out, err = run(
+        "upscale", photo.parent, "-o", tmp_path / "out", "--model", "edsr", "--dry-run", "--json"
+    )
+    assert (code, err) == (3, "")
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [e["event"] for e in events] == ["failed", "estimate", "total"]
+    assert events[1]["seconds"] >= 0
+    assert events[1]["memory_bytes"] > 10e6
+    code, out, err = run("upscale", photo, "-o", tmp_path / "out.png", "--model", "edsr", "--dry-run")
+    assert (code, err) == (0, "")
+    assert "120x96" in out
+    assert "MB of memory" in out
+    assert _files(tmp_path) == ["in/broken.jpg", "in/photo.png"]
+
+
 def test_nothing_is_created_where_all_fails(run, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").touch()

@@ -22,8 +22,8 @@ def loaded(request):
 
 def check(loaded, pictures, actives=None, tile=TILE, radius=None):
     """Compare with fresh runs; return the reusing runtime."""
-    plain = EngineRuntime(loaded.plan, loaded.macs)
-    reusing = ReusingRuntime(loaded.plan, loaded.macs, loaded.radius if radius is None else radius)
+    plain = EngineRuntime(loaded.plan)
+    reusing = ReusingRuntime(loaded.plan, loaded.radius if radius is None else radius)
     for i, picture in enumerate(pictures):
         active = None if actives is None else actives[i]
         reusing.begin()
@@ -85,8 +85,8 @@ def test_the_radius_matters():
 
 def test_forced_bits_are_not_remembered(loaded):
     picture = noise(32, 32)
-    reusing = ReusingRuntime(loaded.plan, loaded.macs, loaded.radius)
-    plain = EngineRuntime(loaded.plan, loaded.macs).run_tiles(picture, TILE, threads=1)
+    reusing = ReusingRuntime(loaded.plan, loaded.radius)
+    plain = EngineRuntime(loaded.plan).run_tiles(picture, TILE, threads=1)
     for force in (8, None):
         reusing.begin()
         found = reusing.run_tiles(picture, TILE, force=force, threads=1)

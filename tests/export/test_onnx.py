@@ -24,18 +24,27 @@ SHAPES = {
     "relu": Shape(**SMALL, bits=(4, 8), act="relu", stage_act="none"),
     "wide": Shape(**{**SMALL, "head": 9, "tail": 9, "channels": 32}, bits=(4, 8)),
     "saturated": Shape(**SMALL, bits=(4, 8), gain=20.0),
+    "grey": Shape(**SMALL, bits=(4, 8), colors=1),
+    "quantized skip": Shape(**SMALL, bits=(0, 4, 8), act="relu", quantized_skip=True),
+    "fusions": Shape(**SMALL, bits=(0, 5, 8), rectify=True, fusions=True, head_bits=8, stage_act="relu"),
+    "grouped": Shape(**SMALL, bits=(4, 8), rectify=True, fusions=True, groups=4),
+    "distilled": Shape(
+        **{**SMALL, "channels": 16}, bits=(4, 8), distilled=True, head_bits=8, bicubic="symmetric"
+    ),
+    "collapsed": Shape(**SMALL, bits=(3, 8), collapsed=True, bicubic="replicate"),
+    "own range": Shape(**SMALL, bits=(4, 8), own_range=True),
 }
 
 
-def _pictures(n=4):
-    return [random_picture(20 + 3 * i, 33 - 2 * i, seed=i) // (i + 1) for i in range(n)]
+def _pictures(n=4, colors=3):
+    return [random_picture(20 + 3 * i, 33 - 2 * i, seed=i, colors=colors) // (i + 1) for i in range(n)]
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_equals_the_engine(shape, tmp_path):
     plan = random_plan(shape, seed=6)
     export_onnx(plan, tmp_path / "a.onnx")
-    found = compare(tmp_path / "a.onnx", plan, _pictures(), threads=1)
+    found = compare(tmp_path / "a.onnx", plan, _pictures(colors=shape.colors), threads=1)
     assert found.n_images == 4
     assert found.max_difference <= 1
     assert found.share_different < 0.01  # 16 bits rounded to 8 instead of 8 at once

@@ -41,6 +41,7 @@ def problem(answer, status, kind):
     error = answer.json()["error"]
     assert error["kind"] == kind
     assert "Traceback" not in answer.text
+    assert "/tmp" not in answer.text
     assert 'File "' not in answer.text
     return error["message"]
 
@@ -66,6 +67,18 @@ def test_the_result_is_the_command_lines(client, tmp_path, suffix):
         "png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "tif": "image/tiff", "avif": "image/avif"
     }[suffix]  # fmt: skip
     assert 4 <= float(answer.headers["x-cadyq-fqr"]) <= 8
+
+
+def test_a_streamed_picture_is_the_command_lines_too(client, tmp_path, monkeypatch):
+    pytest.importorskip("pyvips", reason="needs the extra [photo]")
+    monkeypatch.setattr("cadyq.pictures.STREAM_PIXELS", 1)
+    source, target = tmp_path / "in.png", tmp_path / "out.png"
+    source.write_bytes(png())
+    assert cli.main(["upscale", str(source), "-o", str(target), "--model", MODEL, "--threads", "1"]) == 0
+    where = client.post("/v1/jobs", content=source.read_bytes()).headers["location"]
+    names = [name for name, _ in events_of(client, f"{where}/events")]
+    assert "tiles" in names
+    assert client.get(f"{where}/result").content == target.read_bytes()
 
 
 def test_a_job_is_watched_and_fetched(client):

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cadyq.cli.common import FORMATS, add_running, progress, running
-from cadyq.errors import ArgumentError
+from cadyq.errors import ArgumentError, CadyqError
 
 if TYPE_CHECKING:
+    from cadyq.estimate import Estimate
     from cadyq.folders import Event, Job
     from cadyq.pictures import PictureTask, Wanted
 
@@ -24,6 +25,7 @@ __all__ = ["add"]
 
 _SAME = {"jpg": (".jpeg",), "tif": (".tiff",)}
 _SECONDS_BETWEEN_EVENTS = 1.0
+_LONG_WORK = 8_000_000  # pixels of a result from which on the estimate is told first
 
 
 def add(commands: Any) -> None:
@@ -55,6 +57,9 @@ def add(commands: Any) -> None:
     folder.add_argument("--overwrite", action="store_true", help="make all anew, whatever lies there")
     upscale.add_argument("--model", help="name of a shipped model, or a model file; see cadyq info")
     upscale.add_argument("--max-pixels", type=int, help="refuse larger inputs (default: 178956970)")
+    upscale.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, and what time and memory it takes"
+    )
     upscale.add_argument("--json", action="store_true", help="print events, one JSON object a line")
     add_running(upscale)
     upscale.set_defaults(run=run)
@@ -98,9 +103,15 @@ def _one(options: argparse.Namespace, wanted: Wanted, source: Path, target: Path
     if not target.parent.is_dir():
         raise ArgumentError("output", str(target), "an existing folder to write to", "create it first")
     task = prepare(source, target, wanted)
+    show = _print_json if options.json else _print_text
+    if options.dry_run or task.size[0] * task.size[1] >= _LONG_WORK:
+        from cadyq.estimate import estimate, measure_rates
+
+        show(_estimated(task, estimate(task, measure_rates(task))))
+        if options.dry_run:
+            return 0
     with progress("parts", None) as step:
         said = task.run(step)
-    show = _print_json if options.json else _print_text
     show({"event": "done", "source": str(source), "target": str(target), **said})
     return 0
 
@@ -122,8 +133,49 @@ def _many(options: argparse.Namespace, wanted: Wanted, output: Path) -> int:
     def look(job: Job) -> PictureTask:
         return prepare(job.source, job.target, wanted)
 
+    if options.dry_run:
+        return _dry_run(jobs, look, _print_json if options.json else _print_text)
     with _shown(options.json, len(jobs)) as emit:
         return run_jobs(jobs, output, look, emit, options.overwrite).exit_code
+
+
+def _dry_run(jobs: list[Job], look: Callable[[Job], PictureTask], show: Callable[[Event], None]) -> int:
+    """Estimate every picture; what is done already counts, too."""
+    from cadyq.estimate import Rates, estimate, measure_rates
+
+    rates: dict[tuple[Any, ...], Rates] = {}
+    codes, seconds, memory = [], 0.0, 0
+    for job in jobs:
+        try:
+            task = look(job)
+            # One measurement serves all pictures that are made alike.
+            kind = (task.model_name, task.format, task.header.is_deep, task.is_streamed)
+            if kind not in rates:
+                rates[kind] = measure_rates(task)
+        except CadyqError as error:
+            show({"event": "failed", "source": str(job.source), "message": str(error)})
+            codes.append(error.exit_code)
+            continue
+        found = estimate(task, rates[kind])
+        seconds, memory = seconds + found.seconds, max(memory, found.memory_bytes)
+        show(_estimated(task, found))
+    show({"event": "total", "n_images": len(jobs), "seconds": round(seconds, 1), "memory_bytes": memory})
+    return codes[0] if codes else 0
+
+
+def _estimated(task: PictureTask, found: Estimate) -> Event:
+    return {
+        "event": "estimate",
+        "source": str(task.source),
+        "target": str(task.target),
+        "width": task.size[1],
+        "height": task.size[0],
+        "model": task.model_name,
+        "why": task.why,
+        "streamed": task.is_streamed,
+        "seconds": round(found.seconds, 1),
+        "memory_bytes": found.memory_bytes,
+    }
 
 
 @contextmanager
@@ -157,6 +209,12 @@ def _print_text(event: Mapping[str, Any]) -> None:
         for note in event["notes"]:
             print(f"cadyq: {event['source']}: {note}", file=sys.stderr)
         print(_report(event), flush=True)
+    elif kind == "estimate":
+        how = ", streamed" if event["streamed"] else ""
+        what = f"{event['width']}x{event['height']}, {event['model']} ({event['why']}){how}"
+        print(f"{event['source']} -> {event['target']}: {what}, {_cost(event)}", flush=True)
+    elif kind == "total":
+        print(f"{event['n_images']} pictures: {_cost(event)}")
     elif kind == "failed":
         print(f"cadyq: {event['message']}", file=sys.stderr)
     elif kind == "end":
@@ -165,6 +223,10 @@ def _print_text(event: Mapping[str, Any]) -> None:
             print(f"{event['n_skipped']} of {total} pictures were there already")
         if event["n_failed"]:
             print(f"cadyq: {event['n_failed']} of {total} pictures failed", file=sys.stderr)
+
+
+def _cost(event: Mapping[str, Any]) -> str:
+    return f"about {event['seconds']:.1f} s and {event['memory_bytes'] / 1e6:.0f} MB of memory"
 
 
 def _report(event: Mapping[str, Any]) -> str:

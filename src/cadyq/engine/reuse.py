@@ -6,7 +6,8 @@ exit) changed, *near* those within the radius of a dirty one. If all tiles that 
 bits they had, then in every layer values differ from the old ones within the radius of dirty tiles only: tiles
 further away see what they saw, choose what they chose, and keep their results. So dirty and near tiles are
 computed with a ring of tiles around them that is as wide as the radius and whose bits are forced to the old ones;
-a near tile that does choose other bits counts as dirty, and the step is repeated.
+a near tile that does choose other bits counts as dirty, and the step is repeated. Plans whose tiles decide more than
+their bits are computed as a whole.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cadyq.cells import Force, Inferred
-from cadyq.engine.plan import Plan
+from cadyq.cells import Force, Inferred, Levels
+from cadyq.engine.plan import Block, Layer, Plan
 from cadyq.engine.runtime import EngineRuntime
 
 __all__ = ["ReusingRuntime"]
@@ -41,9 +42,9 @@ class _Seen:
     """
 
     key: tuple[object, ...]
-    rgb: NDArray[np.uint8]
+    rgb: Levels
     active: NDArray[np.bool_]
-    pixels: NDArray[np.uint8]
+    pixels: Levels
     bits: dict[str, NDArray[np.uint8]]
     unsettled: NDArray[np.int8]
 
@@ -52,7 +53,7 @@ class ReusingRuntime(EngineRuntime):
     """Runs a plan on a sequence of pictures. Call `begin` before each.
 
     Args:
-        plan: as for `EngineRuntime`.
+        plan: the packed network.
         radius: receptive radius of the network in LR pixels.
 
     Attributes:
@@ -63,6 +64,7 @@ class ReusingRuntime(EngineRuntime):
     def __init__(self, plan: Plan, radius: int) -> None:
         super().__init__(plan)
         self._radius = radius
+        self._can_reuse = _is_told_by_bits(plan)
         self._seen: list[_Seen] = []
         self._turn = 0
         self.n_tiles = self.n_computed = 0
@@ -77,7 +79,7 @@ class ReusingRuntime(EngineRuntime):
 
     def run_tiles(
         self,
-        rgb: NDArray[np.uint8],
+        rgb: Levels,
         tile: int,
         *,
         active: NDArray[np.bool_] | None = None,
@@ -91,7 +93,7 @@ class ReusingRuntime(EngineRuntime):
         key = (rgb.shape, rgb.dtype, tile, budget)
         seen = self._seen[self._turn] if self._turn < len(self._seen) else None
         self.n_tiles += rows * cols
-        if force is not None or seen is None or seen.key != key:
+        if force is not None or seen is None or seen.key != key or not self._can_reuse:
             seen = self._whole(rgb, tile, wanted, force, budget, threads, key)
         else:
             dirty = _changed(seen.rgb, rgb, tile) | (wanted != seen.active)
@@ -103,7 +105,7 @@ class ReusingRuntime(EngineRuntime):
 
     def _whole(
         self,
-        rgb: NDArray[np.uint8],
+        rgb: Levels,
         tile: int,
         active: NDArray[np.bool_],
         force: Force,
@@ -122,7 +124,7 @@ class ReusingRuntime(EngineRuntime):
     def _update(
         self,
         seen: _Seen,
-        rgb: NDArray[np.uint8],
+        rgb: Levels,
         tile: int,
         active: NDArray[np.bool_],
         changed: NDArray[np.bool_],
@@ -170,11 +172,24 @@ class ReusingRuntime(EngineRuntime):
         return True
 
 
-def _cell(pixels: NDArray[np.uint8], row: int, col: int, side: int) -> NDArray[np.uint8]:
+def _is_told_by_bits(plan: Plan) -> bool:
+    """Whether bits say all that a tile decides about itself, as the argument above needs.
+
+    A site that is used again has one name for two choices, and one that takes the tile's own range decides more.
+    """
+    names = [site.name for site in plan.sites]
+    layers: list[Layer] = []
+    for step in plan.steps:
+        layers += step.layers if isinstance(step, Block) else [step] if isinstance(step, Layer) else []
+    sites = [site for layer in layers for site in (layer.conv.site, layer.skip.site if layer.skip else None)]
+    return len(set(names)) == len(names) and all(s is None or s.inverse_scale is None for s in sites)
+
+
+def _cell(pixels: Levels, row: int, col: int, side: int) -> Levels:
     return pixels[row * side : (row + 1) * side, col * side : (col + 1) * side]
 
 
-def _changed(old: NDArray[np.uint8], new: NDArray[np.uint8], tile: int) -> NDArray[np.bool_]:
+def _changed(old: Levels, new: Levels, tile: int) -> NDArray[np.bool_]:
     """Tiles that hold a pixel that differs, ``(rows, cols)``."""
     differs = (old != new).any(axis=2)
     rows = np.logical_or.reduceat(differs, np.arange(0, differs.shape[0], tile), axis=0)

@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 
 from cadyq.errors import MissingExtraError
 
-__all__ = ["IR_VERSION", "OPSET", "Graph", "need_onnx"]
+__all__ = ["DOUBLE", "FLOAT", "INT64", "IR_VERSION", "OPSET", "SPACE", "Graph", "need_onnx"]
 
+FLOAT, INT64, DOUBLE = 1, 7, 11  # onnx.TensorProto's numbers, which are part of the format
+SPACE = [2, 3]  # axes of height and width
 OPSET = 17
 IR_VERSION = 8
 

@@ -25,6 +25,7 @@ STREAMED_FORMATS = ("PNG", "TIFF", "JPEG")
 """Formats that can be written while they are computed."""
 
 _BIGTIFF_BYTES = 1 << 32
+_LOADERS = ("png", "jpeg", "webp", "tiff", "heif")
 _READ_AT_ONCE = 64
 _ROWS_OF_A_STRIP = 16
 
@@ -70,6 +71,7 @@ class RowReader:
     def __init__(self, source: str | os.PathLike[str] | bytes) -> None:
         pyvips = vips()
         self._error = pyvips.Error
+        self._name = "" if isinstance(source, bytes) else f"{os.fspath(source)} "
         options = {"fail_on": "truncated"}
         try:
             if isinstance(source, bytes):
@@ -82,12 +84,20 @@ class RowReader:
                     image = pyvips.Image.new_from_file(path, **options)
             self._open(image.autorot())
         except pyvips.Error as error:
-            raise ImageError(f"is damaged or cut off: {_first_line(error)}") from error
+            raise ImageError(f"{self._name}is damaged or cut off: {_first_line(error)}") from error
 
     def _open(self, image: Any) -> None:
+        # libvips knows many more formats, and not all of its readers are made for hostile files.
+        loader = str(image.get("vips-loader"))
+        if not loader.startswith(_LOADERS):
+            raise ImageError(
+                f"{self._name}is not a picture that can be read, expected PNG, JPEG, WebP, TIFF or AVIF"
+            )
         self.bits = image.get("bits-per-sample") if image.get_typeof("bits-per-sample") else 8
         if image.format not in ("uchar", "ushort"):
-            raise ImageError(f'has pixels of the kind "{image.format}", expected 8 or 16 bits per channel')
+            raise ImageError(
+                f'{self._name}has pixels of the kind "{image.format}", expected 8 or 16 bits per channel'
+            )
         deep = image.format == "ushort"
         if image.interpretation == "cmyk":
             image = image.icc_transform("srgb", embedded=True, depth=16 if deep else 8)
@@ -105,7 +115,7 @@ class RowReader:
             try:
                 data = self._region.fetch(0, y, self.width, n)
             except self._error as error:
-                raise ImageError(f"is damaged or cut off: {_first_line(error)}") from error
+                raise ImageError(f"{self._name}is damaged or cut off: {_first_line(error)}") from error
             parts.append(np.frombuffer(data, self.dtype).reshape(n, self.width, self.channels))
         return np.concatenate(parts)
 
@@ -215,11 +225,11 @@ def write_rows(
             image.set_type(pyvips.GValue.blob_type, name, value)
     try:
         _save(image, path, file_format, quality, height * width * channels * dtype.itemsize)
+        feed.check()
         if file_format == "TIFF" and metadata.exif is not None:
             add_exif_to_tiff(path, metadata.exif)
     except pyvips.Error as error:
-        if feed.failure is not None:
-            raise feed.failure from None
+        feed.check()
         cause = OSError(28, "No space left on device") if "No space left" in str(error) else error
         raise ImageError(f"a picture of {width}x{height} cannot be written: {_first_line(error)}") from cause
 
@@ -234,14 +244,19 @@ class _Feed:
         self._header = _tiff_header(shape, dtype, self._strip, self._n_bytes)
         self._kept = bytearray()  # what was made last, from the position _first on
         self._first = self._position = 0
-        self.failure: BaseException | None = None
+        self._failure: BaseException | None = None
 
     def image(self, pyvips: Any) -> Any:
         source = pyvips.SourceCustom()
         source.on_read(self._read)
         source.on_seek(self._seek)
         self._source = source  # kept alive as long as the feed
-        return pyvips.Image.new_from_source(source, "", access="sequential")
+        return pyvips.Image.new_from_source(source, "", access="sequential", fail_on="truncated")
+
+    def check(self) -> None:
+        """Raise what the rows raised: libvips only sees that they end, and may not mind."""
+        if self._failure is not None:
+            raise self._failure
 
     def _seek(self, offset: int, whence: int) -> int:
         base = (0, self._position, len(self._header) + self._n_bytes)[whence]
@@ -253,7 +268,7 @@ class _Feed:
             part = self._part(size)
         except BaseException as error:
             # An exception cannot pass through libvips' own threads; it is raised again by the writer.
-            self.failure = error
+            self._failure = error
             part = b""
         self._position += len(part)
         return part

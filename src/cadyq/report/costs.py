@@ -433,8 +433,9 @@ def _largest(plan: Any, shape: tuple[int, ...], tile: int) -> Any:
     """Forced choice of the largest candidate; None where there is nothing to choose."""
     if all(len(site.bits) == 1 for site in plan.sites):
         return None
-    grid = (-(-shape[0] // tile), -(-shape[1] // tile), len(plan.sites))
-    return np.full(grid, len(plan.sites[0].bits) - 1, np.int8)
+    last = np.array([len(site.bits) - 1 for site in plan.sites], np.int8)
+    grid = (-(-shape[0] // tile), -(-shape[1] // tile), len(last))
+    return np.ascontiguousarray(np.broadcast_to(last, grid))
 
 
 def _selector_bitops(plan: Any, n_tiles: int) -> float:

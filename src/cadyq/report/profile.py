@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cadyq.functional.cost import bitops, energy_joules
 from cadyq.functional.tiling import Grid
-from cadyq.report.timing import cpu_name, engine_stages, interleaved, with_tile
+from cadyq.report.timing import STAGES, cpu_name, engine_stages, interleaved, with_tile
 from cadyq.upscale import Model, describe
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class ConvCost:
 
     Attributes:
         name: its site in the network, or its kind and size.
-        stage: ``head``, ``body`` or ``tail``.
+        stage: ``head``, ``body`` (blocks), ``between`` blocks, or ``tail``.
         macs: multiply-accumulates.
         weight_bits: bit-width of the weights.
         bits: mean bit-width of its input, tiles counting by their area; 32 is float.
@@ -150,34 +150,24 @@ def _on_engine(
     areas = Grid(image.shape[0], image.shape[1], tile).areas
     bits = timed.bits.reshape(len(areas), -1)
     convs: list[ConvCost] = []
-    stage, site_index = "head", 0
-    for step in plan.steps:
+    column = {site.name: i for i, site in enumerate(plan.sites)}
+    blocks = [i for i, step in enumerate(plan.steps) if isinstance(step, Block)]
+    for i, step in enumerate(plan.steps):
         if isinstance(step, Block):
-            stage = "body"
             taken = _take(left, "block")
-            convs_of = [layer.conv for layer in step.layers]
-            sizes = np.array([_macs(conv, areas.sum()) for conv in convs_of])
-            for conv, share in zip(convs_of, sizes / sizes.sum(), strict=True):
-                name = conv.site.name if conv.site is not None else _label(conv)
-                own = bits[:, site_index] if conv.site is not None else np.full(len(areas), 16)
-                site_index += conv.site is not None
+            sizes = np.array([_macs(layer.conv, areas.sum()) for layer in step.layers])
+            for layer, share in zip(step.layers, sizes / sizes.sum(), strict=True):
+                conv, site = layer.conv, layer.conv.site
+                name = site.name if site is not None else _label(conv)
+                own = bits[:, column[name]] if name in column else np.full(len(areas), _width(conv))
                 part = None if taken is None else taken * float(share)
-                convs.append(_cost(name, stage, _macs(conv, areas), 8, own, part, "block"))
+                convs.append(_cost(name, "body", _macs(conv, areas), 8, own, part, "block"))
         elif isinstance(step, Layer):
-            stage = "tail" if stage != "head" else "head"
+            stage = "head" if i < blocks[0] else "tail" if i > blocks[-1] else "between"
             pixels = areas.sum() * (plan.planes[step.dst].level / step.shuffle) ** 2
-            width = step.conv.site.bits[-1] if step.conv.site is not None else 16
-            convs.append(
-                _cost(
-                    _label(step.conv),
-                    stage,
-                    np.array([_macs(step.conv, pixels)]),
-                    8,
-                    np.array([width]),
-                    _take(left, "layer " + _label(step.conv)),
-                    "measured",
-                )
-            )
+            total, own = np.array([_macs(step.conv, pixels)]), np.array([_width(step.conv)])
+            taken = _take(left, "layer " + _label(step.conv))
+            convs.append(_cost(_label(step.conv), stage, total, 8, own, taken, "measured"))
     return list(timed.seconds), stages, convs
 
 
@@ -191,8 +181,12 @@ def _take(left: list[tuple[str, float]], name: str) -> float | None:
 
 
 def _label(conv: Conv) -> str:
-    c_out, kernel, _, c_in = conv.weight.shape
-    return f"{kernel}x{kernel} {c_in}->{c_out}"
+    return f"{conv.kernel}x{conv.kernel} {conv.c_in}->{conv.c_out}"
+
+
+def _width(conv: Conv) -> int:
+    """Bits of what a convolution takes in that does not choose: its site's, else the plane's 16."""
+    return 16 if conv.site is None else conv.site.bits[-1]
 
 
 def _macs(conv: Conv, pixels: Any) -> Any:
@@ -270,10 +264,14 @@ def _on_torch(
     owner = {id(site.conv): site for site in sites_of(network) if site.conv is not None}
     body = {site.name for site in model.sites}
     convs, stage = [], "head"
+    last = max(
+        i for i, conv in enumerate(named.values()) if id(conv) in owner and owner[id(conv)].name in body
+    )
+    behind = set(list(named)[last + 1 :])
     for name, conv in named.items():
         site = owner.get(id(conv))
         is_body = site is not None and site.name in body
-        stage = "body" if is_body else "tail" if stage != "head" else "head"
+        stage = "body" if is_body else "head" if stage == "head" else "tail" if name in behind else "between"
         weight_bits = int(getattr(conv, "weight_bits", None) or 32)
         total = macs.get(name, 0.0) / small**2 * pixels
         if is_body and site is not None:
@@ -287,7 +285,7 @@ def _on_torch(
         convs.append(_cost(label, stage, each, weight_bits, own, taken, "measured"))
     stages: dict[str, float] = {}
     for conv_cost in convs:
-        key = {"head": "input and head", "body": "body", "tail": "tail and output"}[conv_cost.stage]
+        key = STAGES[conv_cost.stage]
         stages[key] = stages.get(key, 0.0) + (conv_cost.seconds or 0.0)
     stages["between convolutions"] = float(np.median(seconds)) - sum(stages.values())
     return seconds, stages, convs

@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 from cadyq.engine.plan import Plan
 from cadyq.engine.run import Engine
 
-__all__ = ["Timed", "cpu_name", "engine_stages", "interleaved", "with_tile"]
+__all__ = ["STAGES", "Timed", "cpu_name", "engine_stages", "interleaved", "with_tile"]
+
+
+STAGES = {
+    "head": "input and head",
+    "body": "body",
+    "between": "between blocks",
+    "tail": "tail and output",
+}
+"""Names of the stages of a run, as people read them."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class Timed:
 
     Attributes:
         seconds: of every repeat.
-        stages: seconds per stage of the median repeat, in order: ``input and head``, ``body``, ``tail and output``.
+        stages: seconds per stage of the median repeat, by the names of `STAGES`.
         fqr: mean bits over tiles and sites.
         bits: bit-widths, uint8 ``(rows, cols, sites)``.
     """
@@ -73,15 +82,16 @@ def interleaved(
 
 
 def engine_stages(engine: Engine) -> dict[str, float]:
-    """Seconds of the last run before, in and behind the blocks; empty for the NumPy reference."""
+    """Seconds of the last run before, in, between and behind the blocks; empty for the NumPy reference."""
+    found = engine.profile()
+    blocks = [i for i, (name, _) in enumerate(found) if "block" in name]
     result: dict[str, float] = {}
-    stage = "input and head"
-    for name, seconds in engine.profile():
+    for i, (name, seconds) in enumerate(found):
         if "block" in name:
             stage = "body"
-        elif stage == "body":
-            stage = "tail and output"
-        result[stage] = result.get(stage, 0.0) + seconds
+        else:
+            stage = "head" if not blocks or i < blocks[0] else "tail" if i > blocks[-1] else "between"
+        result[STAGES[stage]] = result.get(STAGES[stage], 0.0) + seconds
     return result
 
 

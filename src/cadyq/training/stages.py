@@ -222,7 +222,10 @@ def _finish(training: Training, stage: Stage, session: Session, outcome: Outcome
             fit_selectors(network, seen)
             reach(network, seen, target)
         if target:
-            record["shift"] = place_budget(network, crops, target, n_crops=_PLACING_CROPS, tile=tile)
+            # Validation's crops choose, as they choose the checkpoint: training's may be of busier photos.
+            record["shift"] = place_budget(
+                network, session.validation, target, n_crops=_PLACING_CROPS, tile=tile
+            )
             found = None
         budgets = budget_table(network, crops, _BUDGET_TARGETS, n_crops=_TABLE_CROPS, tile=tile)
     if found is None:

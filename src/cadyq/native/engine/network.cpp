@@ -12,7 +12,8 @@ namespace {
 
 constexpr int kAlign = 32;           // channels of hidden planes are padded to this, or to the kernels' own block
 constexpr int kSlack = 12;           // pixels that kernels may read beyond a region
-constexpr int kStripRows = 16;       // input rows per strip
+constexpr int kStripRows = 16;       // input rows per strip, or
+constexpr int kStripPixels = 8192;   // fewer where they are long: at the output's size a row weighs 16 times as much
 constexpr int kRowsPerBand = 4;      // Winograd bands
 constexpr int64_t kWinogradLimit = int64_t{1} << 25;  // equation (13)
 
@@ -525,7 +526,8 @@ void Network::plan_group(Group& group, const std::vector<int>& steps) {
 void Network::schedule(Group& group) {
   auto& nodes = group.nodes;
   const int n = static_cast<int>(nodes.size());
-  group.strips = (height_ + kStripRows - 1) / kStripRows;
+  const int strip_rows = std::max(kStripRows / 2, std::min(kStripRows, kStripPixels / width_ / 4 * 4));
+  group.strips = (height_ + strip_rows - 1) / strip_rows;
   std::vector<int> level(n, 1);
   for (int i = 0; i < n; ++i) {
     Node& node = nodes[i];
@@ -545,7 +547,7 @@ void Network::schedule(Group& group) {
     std::vector<int> need(group.views.size(), 0);
     for (int i = n - 1; i >= 0; --i) {
       Node& node = nodes[i];
-      int rows = std::min(node.height, (strip + 1) * kStripRows * level[i]);
+      int rows = std::min(node.height, (strip + 1) * strip_rows * level[i]);
       if (node.dst_view >= 0) rows = std::min(node.height, (need[node.dst_view] + produces(i) - 1) / produces(i));
       if (node.conv && node.kind == Node::kConv && node.conv->kind == Conv::kWinograd)
         rows = std::min(node.height, round_up(rows, kRowsPerBand));
