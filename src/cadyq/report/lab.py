@@ -34,7 +34,17 @@ are large, only Urban100 is measured."""
 
 _QUICK_OTHERS = 2
 _SCORING = 1.2e-6  # seconds per output pixel
-_CODE = ("functional", "quant", "backbones", "engine", "native", "lowering.py", "upscale.py", "evaluate.py")
+_CODE = (
+    "functional",
+    "quant",
+    "backbones",
+    "engine",
+    "native",
+    "lowering",
+    "bands.py",
+    "upscale.py",
+    "evaluate.py",
+)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class ConvCost:
 
 @dataclass(frozen=True)
 class Profile:
-    """What `profile` found; sums are over ``convs``."""
+    """What `profile` found; sums are over ``convs``, ``body_bitops_g`` over those that a model's figures count."""
 
     model: str
     runtime: str
@@ -108,8 +108,8 @@ def profile(
         runtime = "torch"
     about = describe(model.name)
     grid = Grid(image.shape[0], image.shape[1], side)
-    body = [c for c in convs if c.stage == "body"]
-    counted = {site.name for site in model.sites if site.kind == "body"}
+    kinds = {site.name: site.kind for site in model.sites}
+    counted = [c for c in convs if c.name in kinds]
     return Profile(
         model=os.fspath(model.name),
         runtime=runtime,
@@ -119,10 +119,10 @@ def profile(
         scale=model.scale,
         tile=side,
         n_tiles=grid.rows * grid.cols,
-        fqr=float(np.mean([c.bits for c in body if c.name in counted])),
+        fqr=float(np.mean([c.bits for c in counted if kinds[c.name] == "body"])),
         macs_g=sum(c.macs for c in convs) / 1e9,
         bitops_g=sum(c.bitops for c in convs) / 1e9,
-        body_bitops_g=sum(c.bitops for c in body) / 1e9,
+        body_bitops_g=sum(c.bitops for c in counted) / 1e9,
         energy_mj=sum(c.energy_j for c in convs) * 1e3,
         seconds=float(np.median(seconds)),
         seconds_min=min(seconds),
@@ -166,8 +166,11 @@ def _on_engine(
             stage = "head" if i < blocks[0] else "tail" if i > blocks[-1] else "between"
             pixels = areas.sum() * (plan.planes[step.dst].level / step.shuffle) ** 2
             total, own = np.array([_macs(step.conv, pixels)]), np.array([_width(step.conv)])
-            taken = _take(left, "layer " + _label(step.conv))
-            convs.append(_cost(_label(step.conv), stage, total, 8, own, taken, "measured"))
+            name, site = _label(step.conv), step.conv.site
+            taken = _take(left, "layer " + name)
+            if site is not None and site.kind == "fixed":  # costs, but does not choose: part of the body
+                name, stage = site.name, "body"
+            convs.append(_cost(name, stage, total, 8, own, taken, "measured"))
     return list(timed.seconds), stages, convs
 
 
