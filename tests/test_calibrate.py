@@ -89,13 +89,30 @@ def test_the_result_has_the_wanted_bits_and_is_near_the_float_network(calibrated
 
 def test_content_decides(calibrated, folder, tmp_path):
     _, result, _ = calibrated
-    result.save(tmp_path / "m.safetensors", license="MIT")
+    assert result.save(tmp_path / "m.safetensors", license="MIT") == ""
     model = load(tmp_path / "m.safetensors")
     assert model.tile == 16 and model.metadata["license"] == "MIT"
     found = model.upscale(pictures()[0])
     assert found.pixels.shape == (128, 128, 3)
+    assert found.runtime == "engine"
+    simulated = model.upscale(pictures()[0], runtime="torch")
+    assert np.abs(found.pixels.astype(int) - simulated.pixels.astype(int)).mean() < 0.5
     per_tile = np.mean(list(found.bits.values()), axis=0)
     assert per_tile.max() - per_tile.min() > 0.5
+
+
+def test_what_the_engine_cannot_run_is_written_without_a_plan(calibrated, tmp_path, monkeypatch):
+    _, result, _ = calibrated
+    result.save(tmp_path / "m.safetensors")
+    assert (tmp_path / "m.plan.safetensors").exists()
+
+    def refuse(*_):
+        raise UnsupportedError("no integer form")
+
+    monkeypatch.setattr("cadyq.calibrate.lower", refuse)
+    assert "no integer form" in result.save(tmp_path / "m.safetensors")
+    assert not (tmp_path / "m.plan.safetensors").exists()
+    assert load(tmp_path / "m.safetensors").upscale(pictures()[0]).runtime == "torch"
 
 
 def test_progress_is_told(calibrated):

@@ -46,7 +46,7 @@ ALLOWED = {
     "io.importers": ("errors", "config", "functional", "quant", "backbones", "io"),
     "data": ("errors", "functional", "io.files", "io.images", "data"),
     "training": ("errors", "config", "functional", "quant", "backbones", "native", "io", "data", "training"),
-    "calibrate": ("errors", "config", "quant", "backbones", "io", "data", "training"),
+    "calibrate": ("errors", "config", "quant", "backbones", "io", "data", "training", "lowering"),
     "lowering": ("errors", "config", "functional", "quant", "backbones", "engine", "lowering"),
     "bands": ("cells", "functional"),
     "folders": ("errors", "io.files", "io.images", "io.journal"),

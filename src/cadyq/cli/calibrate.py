@@ -86,9 +86,10 @@ def run(options: argparse.Namespace) -> int:
             bits=_bits(options.bits),
             **settings,
         )
-    result.save(output, options.license)
-    record = {"model": str(output), "scale": result.network.scale, **result.record}
-    print(json.dumps(record, indent=2) if options.json else _text(output, result))
+    reason = result.save(output, options.license)
+    runtime = {"runtime": "torch" if reason else "engine", "no_plan_because": reason}
+    record = {"model": str(output), "scale": result.network.scale, **runtime, **result.record}
+    print(json.dumps(record, indent=2) if options.json else _text(output, result, reason))
     return 0
 
 
@@ -99,12 +100,13 @@ def _bits(text: str) -> tuple[int, ...]:
         raise ArgumentError("bits", text, "whole numbers with commas, say 4,6,8") from error
 
 
-def _text(output: Path, result: Calibrated) -> str:
+def _text(output: Path, result: Calibrated, reason: str) -> str:
     r = result.record
     return (
         f"{output}: x{result.network.scale}, {r['fqr']:.2f} bits on average (wanted {r['target_fqr']:.2f}), "
         f"{r['psnr_to_float_db']:.2f} dB to the float network's own results (with the most bits "
-        f"{r['psnr_to_float_db_most_bits']:.2f} dB); {r['n_crops']} crops, {r['steps']} steps, {r['seconds']:.0f} s"
+        f"{r['psnr_to_float_db_most_bits']:.2f} dB); {r['n_crops']} crops, {r['steps']} steps, {r['seconds']:.0f} s\n"
+        + (f"it runs on torch: {reason}" if reason else "it runs on the integer engine")
     )
 
 
