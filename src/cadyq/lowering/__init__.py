@@ -52,6 +52,11 @@ def lower(network: nn.Module, config: Quantization, *, collapsed: bool = True) -
             f"edges {config.edges!r}, stream_bits {config.stream_bits}: the engine needs 'integer' and 16; "
             "convert again"
         )
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            raise UnsupportedError(
+                f"{name} is a batch norm (batch_norm): fold it into the convolution before, then convert again"
+            )
     was_training = network.training
     network.eval()
     try:
