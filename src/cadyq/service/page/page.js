@@ -99,6 +99,7 @@ async function loadOffer() {
 // --- one run, from the file to the result
 
 async function start(chosen) {
+  setState("busy", "Reading the picture…"); // at once: what is shown as done is so no longer
   await stop();
   const mine = (run = { stopped: false });
   complain("");
