@@ -148,8 +148,11 @@ def rows() -> list[Row]:
     return result
 
 
-def training_of(row: Row, full: bool, init: str) -> Any:
-    """The `cadyq.training.stages.Training` of one row, whose only stage has the row's name."""
+def training_of(row: Row, full: bool, init: str, steps: int | None = None) -> Any:
+    """The `cadyq.training.stages.Training` of one row, whose only stage has the row's name.
+
+    ``steps`` replaces the short schedule's; a selector's learning rate makes up for it.
+    """
     from cadyq.training.stages import read_training, replaced
 
     ours, paper = read_training(row.network), read_training(f"paper/{row.network}")
@@ -159,8 +162,9 @@ def training_of(row: Row, full: bool, init: str) -> Any:
     if not full:
         like = ours.stage(row.base).recipe
         changes |= {name: getattr(like, name) for name in OURS}
-        changes["lr_selector"] = recipe.lr_selector * recipe.steps / SHORT_STEPS
-        recipe = recipe.shortened(SHORT_STEPS)
+        short = steps or SHORT_STEPS
+        changes["lr_selector"] = recipe.lr_selector * recipe.steps / short
+        recipe = recipe.shortened(short)
         changes["lr"] = 1e-4 if init else like.lr
     changes["lr_by_rms"] = bool(init)
     recipe = dataclasses.replace(recipe, **changes)
@@ -257,8 +261,8 @@ def run(options: argparse.Namespace, places: Places, chosen: list[Row]) -> None:
         if row.parent and parent is None:
             print(f"{row.name}: waits for {row.parent}")
             continue
-        training = training_of(row, places.full, str(parent or ""))
-        if options.steps:
+        training = training_of(row, places.full, str(parent or ""), options.steps)
+        if options.steps and places.full:
             stage = training.stages[0]
             recipe = stage.recipe.shortened(options.steps)
             training = dataclasses.replace(training, stages=(dataclasses.replace(stage, recipe=recipe),))

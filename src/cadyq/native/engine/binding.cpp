@@ -35,9 +35,13 @@ std::vector<std::string> available() {
   std::vector<std::string> names;
 #if defined(CADYQ_X86)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
-    names.push_back("avx512vnni");
+  const bool avx512 =
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+#if defined(CADYQ_AMX)
+  if (avx512 && __builtin_cpu_supports("amx-int8") && cadyq_amx_allowed()) names.push_back("amx");
+#endif
+  if (avx512) names.push_back("avx512vnni");
   if (__builtin_cpu_supports("avx2")) names.push_back("avx2");
 #endif
   names.push_back("portable");
@@ -48,6 +52,9 @@ const CadyqKernels* kernels(const std::string& name) {
   for (const auto& n : available()) {
     if (n != name) continue;
 #if defined(CADYQ_X86)
+#if defined(CADYQ_AMX)
+    if (n == "amx") return cadyq_kernels_amx();
+#endif
     if (n == "avx512vnni") return cadyq_kernels_avx512vnni();
     if (n == "avx2") return cadyq_kernels_avx2();
 #endif

@@ -169,6 +169,7 @@ void Network::convolve(const Conv& conv, int k, const std::vector<const uint8_t*
   job.pixel_bytes = conv.pixel_bytes();
   job.run_bytes = conv.kernel * conv.pixel_bytes();
   job.element = conv.element;
+  job.weight_bytes = conv.weight_bytes;
   job.c_out = conv.c_out;
   job.weights = conv.weights.get();
   job.init = conv.init[k].data();

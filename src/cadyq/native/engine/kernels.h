@@ -55,10 +55,10 @@ struct CadyqWinograd {
 };
 
 // Direct k x k convolution of a region. rows[i] is pixel (x0 - k / 2) of row (y0 - k / 2 + i). Each row of the
-// kernel is one run of `run_bytes` bytes; `element` is 1 (u8 codes) or 2 (int16).
+// kernel is one run of `run_bytes` bytes; `element` is 1 (u8 codes) or 2 (int16), `weight_bytes` likewise.
 struct CadyqDirect {
   const uint8_t* const* rows;
-  int32_t height, width, kernel, pixel_bytes, run_bytes, element, c_out;
+  int32_t height, width, kernel, pixel_bytes, run_bytes, element, weight_bytes, c_out;
   const void* weights;
   const int32_t* init;
   CadyqEpilogue epilogue;
@@ -75,14 +75,19 @@ struct CadyqColumns {
   int32_t* acc;
 };
 
+constexpr int CADYQ_MAX_SPLIT_KERNEL = 17;
+
 struct CadyqKernels {
   const char* name;
   int32_t has_winograd;
   int32_t winograd_block;  // outputs per block of packed Winograd weights
   int32_t winograd_tiles;  // 4x4 outputs per round: regions should hold a multiple of it
   int32_t direct_block;    // the same for direct kernels
+  int32_t code_block;      // and for those with 8-bit weights
   int32_t code_bytes;      // of the codes that the direct kernels read
   int32_t channel_block;   // planes of more than 32 channels are padded to multiples of this
+  int32_t run_block;       // runs of 8-bit weights are padded to multiples of so many bytes
+  int32_t splits_values;   // multiplies int16 values of planes by 8-bit weights; kernels up to CADYQ_MAX_SPLIT_KERNEL
   size_t (*scratch_bytes)(int32_t c_in_max);
   // Strides are the channels from one pixel to the next.
   void (*quantize)(const int16_t* src, int32_t src_stride, void* dst, int32_t dst_stride, int32_t pixels,
@@ -100,4 +105,7 @@ struct CadyqKernels {
 const CadyqKernels* cadyq_kernels_portable(void);
 const CadyqKernels* cadyq_kernels_avx2(void);
 const CadyqKernels* cadyq_kernels_avx512vnni(void);
+const CadyqKernels* cadyq_kernels_amx(void);
+// Whether the operating system lets this process use AMX's tiles; asks for it.
+int cadyq_amx_allowed(void);
 }

@@ -1,6 +1,10 @@
 // Preparation of a plan: packed weights, padded tables, and groups of layers with their rolling windows.
 #include "network.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -10,6 +14,7 @@
 namespace cadyq {
 namespace {
 
+constexpr size_t kHugePage = size_t{1} << 21;
 constexpr int kAlign = 32;           // channels of hidden planes are padded to this, or to the kernels' own block
 constexpr int kSlack = 12;           // pixels that kernels may read beyond a region
 constexpr int kStripRows = 16;       // input rows per strip, or
@@ -25,11 +30,17 @@ void Buffer::Free::operator()(uint8_t* p) const { std::free(p); }
 
 uint8_t* Buffer::reserve(size_t bytes) {
   if (bytes > size_ || !data_) {
-    const size_t rounded = (bytes + 4096 + 4095) / 4096 * 4096;
+    // Planes are walked through by rows of tiles: with pages of 4 KiB, looking up their addresses would take longer
+    // than the work on them.
+    const bool large = bytes >= kHugePage;
+    const size_t page = large ? kHugePage : 4096, rounded = (bytes + 4096 + page - 1) / page * page;
     data_.reset();
     size_ = 0;
     void* p = nullptr;
-    if (posix_memalign(&p, 4096, rounded) != 0) throw std::bad_alloc();
+    if (posix_memalign(&p, page, rounded) != 0) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+    if (large) madvise(p, rounded, MADV_HUGEPAGE);
+#endif
     data_.reset(static_cast<uint8_t*>(p));
     std::memset(p, 0, rounded);
     size_ = rounded;
@@ -84,11 +95,13 @@ void Network::pack(const ConvData& data, Conv& conv) {
   }
   // Runs of inputs in groups of four bytes, for each row of the kernel; columns take one pixel at a time.
   const bool columns = conv.kind == Conv::kColumns;
-  const int group = 4 / conv.element, run = columns ? conv.c_in : k * conv.c_in, steps = (run + group - 1) / group;
-  const int block = columns && kernels_->direct_block > 32 ? 32 : kernels_->direct_block;
+  const int group = 4 / conv.weight_bytes, run = columns ? conv.c_in : k * conv.c_in;
+  const int steps = round_up(run, conv.weight_bytes == 1 ? kernels_->run_block : group) / group;
+  const int packed = conv.weight_bytes == 1 ? kernels_->code_block : kernels_->direct_block;
+  const int block = columns ? std::min(packed, 32) : packed;
   const int outputs = columns ? 32 : round_up(conv.c_out, block);
   const size_t count = static_cast<size_t>(outputs) * k * steps * group;
-  uint8_t* bytes = conv.weights.reserve(count * conv.element);
+  uint8_t* bytes = conv.weights.reserve(count * conv.weight_bytes);
   std::vector<int64_t> total(outputs, 0);
   for (int o = 0; o < real; ++o)
     for (int i = 0; i < k; ++i)
@@ -98,7 +111,7 @@ void Network::pack(const ConvData& data, Conv& conv) {
           const size_t index =
               ((static_cast<size_t>(to / block * k + i) * steps + in / group) * block + to % block) * group + in % group;
           total[to] += w;
-          if (conv.element == 1)
+          if (conv.weight_bytes == 1)
             reinterpret_cast<int8_t*>(bytes)[index] = static_cast<int8_t>(w);
           else
             reinterpret_cast<int16_t*>(bytes)[index] = static_cast<int16_t>(w);
@@ -140,6 +153,7 @@ Conv* Network::prepare(const ConvData& data, int shuffle, bool is_last, bool fro
     conv.kind = Conv::kWinograd;
   }
   conv.element = conv.kind == Conv::kWinograd ? 1 : conv.raw ? 2 : kernels_->code_bytes;
+  conv.weight_bytes = conv.raw && kernels_->splits_values && !from_image && data.kernel <= CADYQ_MAX_SPLIT_KERNEL ? 1 : conv.element;
   conv.store = conv.raw ? CADYQ_INT16 : conv.element == 1 ? CADYQ_CODE8 : CADYQ_CODE16;
   const int candidates = data.has_site ? static_cast<int>(data.site.bits.size()) : 1;
   const int outputs = round_up(conv.c_out, 64);

@@ -96,7 +96,7 @@ struct Conv {
   enum Kind { kWinograd, kDirect, kColumns } kind = kDirect;
   int kernel = 0, pad = 0, c_in = 0, c_out = 0, shuffle = 1, dst_channels = 0;  // padded, except for kColumns
   int store = CADYQ_CODE8;  // how its input codes are stored
-  int element = 1;
+  int element = 1, weight_bytes = 1;
   bool raw = false;  // reads int16 values themselves
   Buffer weights;
   std::vector<std::vector<float>> factor;  // per candidate

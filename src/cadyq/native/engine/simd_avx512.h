@@ -77,12 +77,16 @@ struct Clamp {
 };
 
 // Four vectors to four groups of 8-bit codes, in one register: group i in 128-bit lane i.
+template <bool Unsigned>
 CADYQ_INLINE __m512i pack_codes(const I32 v[4], const Clamp& c) {
   const __m512i a = _mm512_packs_epi32(v[0], v[1]), b = _mm512_packs_epi32(v[2], v[3]);
-  __m512i p = c.is_unsigned ? _mm512_min_epu8(_mm512_packus_epi16(a, b), c.high8)
+  __m512i p = Unsigned ? _mm512_min_epu8(_mm512_packus_epi16(a, b), c.high8)
                             : _mm512_min_epi8(_mm512_max_epi8(_mm512_packs_epi16(a, b), c.low8), c.high8);
   p = _mm512_xor_si512(p, c.flip);
   return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), p);
+}
+CADYQ_INLINE __m512i pack_codes(const I32 v[4], const Clamp& c) {
+  return c.is_unsigned ? pack_codes<true>(v, c) : pack_codes<false>(v, c);
 }
 // Codes of the same channels of up to four pixels, `stride` bytes apart.
 CADYQ_INLINE void store_codes(uint8_t* p, size_t stride, int n, const I32 v[4], const Clamp& c) {
