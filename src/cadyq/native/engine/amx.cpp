@@ -438,6 +438,10 @@ extern "C" const CadyqKernels* cadyq_kernels_amx(void) {
     CadyqKernels own = *cadyq_kernels_avx512vnni();
     own.name = "amx";
     own.has_winograd = 0;  // its products are of 16 bits
+    own.round_rows = 1;
+    own.round_columns = cadyq_avx512::kRows;
+    own.least_tile = 64;
+    own.most_tile = 128;
     own.code_block = cadyq_avx512::kBlock;
     own.run_block = cadyq_avx512::kChunkBytes;
     own.splits_values = 1;

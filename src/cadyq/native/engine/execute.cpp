@@ -13,16 +13,18 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Side of the working tiles of a plan without choices: the least work, hidden ring and rounding to 4x4 included.
-int fixed_tile(int height, int width) {
+// Side of the working tiles of a plan without choices: the least work, hidden ring and rounding included.
+int fixed_tile(int height, int width, const CadyqKernels& kernels) {
+  const int rows = kernels.round_rows, columns = kernels.round_columns;
+  auto area = [&](int h, int w) { return static_cast<long>((h + rows - 1) / rows) * ((w + columns - 1) / columns); };
   int best = 64;
   long least = -1;
-  for (int t = 56; t <= 80; t += 2) {
+  for (int t = kernels.least_tile; t <= kernels.most_tile; t += 2) {
     long work = 0;
     for (int y = 0; y < height; y += t)
       for (int x = 0; x < width; x += t) {
-        const long h = std::min(t, height - y), w = std::min(t, width - x);
-        work += ((h + 3) / 4) * ((w + 3) / 4) + ((h + 5) / 4) * ((w + 5) / 4);
+        const int h = std::min(t, height - y), w = std::min(t, width - x);
+        work += area(h, w) + area(h + 2, w + 2);
       }
     if (least < 0 || work < least) {
       least = work;
@@ -96,7 +98,7 @@ void Network::run(Pool& pool, const Image& in, void* out, const int8_t* forced, 
   const bool some = std::any_of(exited, exited + rows * columns, [](uint8_t e) { return e != 0; });
   const bool fixed = !dynamic_ && !some;
   exited_ = some ? exited : nullptr;
-  resize(in, pool.threads(), fixed ? fixed_tile(in.height, in.width) : plan_tile_);
+  resize(in, pool.threads(), fixed ? fixed_tile(in.height, in.width, *kernels_) : plan_tile_);
   if (fixed) {
     for (int t = 0; t < rows * columns; ++t)
       for (int s = 0; s < n_sites_; ++s) {

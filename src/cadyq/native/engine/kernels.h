@@ -86,6 +86,8 @@ struct CadyqKernels {
   int32_t code_block;      // and for those with 8-bit weights
   int32_t code_bytes;      // of the codes that the direct kernels read
   int32_t channel_block;   // planes of more than 32 channels are padded to multiples of this
+  int32_t round_rows, round_columns;  // 3x3 kernels make pixels in groups of this size
+  int32_t least_tile, most_tile;      // sides of the tiles that suit the caches, where the plan leaves the choice
   int32_t run_block;       // runs of 8-bit weights are padded to multiples of so many bytes
   int32_t splits_values;   // multiplies int16 values of planes by 8-bit weights; kernels up to CADYQ_MAX_SPLIT_KERNEL
   size_t (*scratch_bytes)(int32_t c_in_max);

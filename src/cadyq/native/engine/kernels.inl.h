@@ -187,7 +187,7 @@ void quantize(const int16_t* src, int32_t src_stride, void* dst, int32_t dst_str
         I32 v[4];
         for (int i = 0; i < 4; ++i)
           v[i] = rint32(mul(load16_f32(src + static_cast<size_t>(x) * src_stride + c + i * kLanes), m[c / kLanes + i]));
-        store_codes(out + static_cast<size_t>(x) * dst_stride + c, kLanes, 4, v, clamp);
+        store_run(out + static_cast<size_t>(x) * dst_stride + c, v, clamp);
       }
     return;
   }

@@ -85,6 +85,10 @@ CADYQ_INLINE __m256i pack_codes(const I32 v[4], const Clamp& c) {
   p = _mm256_xor_si256(p, c.flip);
   return _mm256_permutevar8x32_epi32(p, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
+// Codes of four vectors that lie side by side.
+CADYQ_INLINE void store_run(uint8_t* p, const I32 v[4], const Clamp& c) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), pack_codes(v, c));
+}
 // Codes of the same channels of up to four pixels, `stride` bytes apart.
 CADYQ_INLINE void store_codes(uint8_t* p, size_t stride, int n, const I32 v[4], const Clamp& c) {
   const __m256i k = pack_codes(v, c);

@@ -88,6 +88,8 @@ CADYQ_INLINE __m512i pack_codes(const I32 v[4], const Clamp& c) {
 CADYQ_INLINE __m512i pack_codes(const I32 v[4], const Clamp& c) {
   return c.is_unsigned ? pack_codes<true>(v, c) : pack_codes<false>(v, c);
 }
+// Codes of four vectors that lie side by side.
+CADYQ_INLINE void store_run(uint8_t* p, const I32 v[4], const Clamp& c) { _mm512_storeu_si512(p, pack_codes(v, c)); }
 // Codes of the same channels of up to four pixels, `stride` bytes apart.
 CADYQ_INLINE void store_codes(uint8_t* p, size_t stride, int n, const I32 v[4], const Clamp& c) {
   const __m512i k = pack_codes(v, c);
