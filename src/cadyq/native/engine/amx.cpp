@@ -178,16 +178,19 @@ CADYQ_INLINE void product(const Inputs& in, const Group& g, int outputs, const S
 // few products. There is a form of its own for full blocks, whose outputs lie side by side in the target.
 class Waiting {
  public:
-  Waiting(const CadyqEpilogue& e, const CadyqTarget& target) : e_(e), target_(target), store_(e, target) {
-    const bool slope = e.slope != nullptr;
-    if (target.channels % kBlock || e.gain || e.store == CADYQ_CODE16)
+  Waiting(const CadyqEpilogue& e, const CadyqTarget& target, int height)
+      : e_(e), target_(target), store_(e, target), height_(height) {
+    const bool is_code = e.store == CADYQ_CODE8, is_unsigned = is_code && e.quantizer.is_unsigned;
+    const bool plain = (!is_code || e.quantizer.covers) && (!e.slope || e.is_fraction);
+    if (target.channels % kBlock || !plain || e.store == CADYQ_CODE16)
       full_ = any;
-    else if (e.store == CADYQ_INT16)
-      full_ = slope ? values<true> : values<false>;
-    else if (e.quantizer.is_unsigned)
-      full_ = slope ? codes<true, true> : codes<false, true>;
+    else if (!is_code)
+      full_ = e.gain ? (e.slope ? values<true, true> : values<false, true>)
+                     : (e.slope ? values<true, false> : values<false, false>);
+    else if (is_unsigned)
+      full_ = e.slope && !is_rectifier() ? codes<true, true> : codes<false, true>;
     else
-      full_ = slope ? codes<true, false> : codes<false, false>;
+      full_ = e.slope ? codes<true, false> : codes<false, false>;
   }
 
   // Pixels x to x + pixels - 1; some more can be read.
@@ -199,6 +202,10 @@ class Waiting {
     const size_t offset = (static_cast<size_t>(x) * r + sub % r) * target_.channels + channel % target_.channels;
     to_ = target_.rows[row] + offset * (e_.store == CADYQ_CODE8 ? 1 : 2);
     residual_ = target_.residual ? target_.residual[row] + offset : nullptr;
+    // Whole planes do not fit into the caches: the next row's part is fetched while this one is written.
+    const int below = y + 1 < height_ ? row + r : row;
+    to_ahead_ = target_.rows[below] - target_.rows[row];
+    residual_ahead_ = residual_ ? target_.residual[below] - target_.residual[row] : 0;
   }
   CADYQ_INLINE void step() {
     if (done_ < pixels_) step_(*this);
@@ -208,6 +215,13 @@ class Waiting {
   }
 
  private:
+  // All slopes are 0: unsigned codes have no others for what is negative.
+  bool is_rectifier() const {
+    for (int c = 0; c < target_.channels; ++c)
+      if (e_.slope[c] != 0) return false;
+    return true;
+  }
+
   static void any(Waiting& w) {
     const int left = w.pixels_ - w.done_;
     for (int c = 0; c < w.outputs_; c += kLanes) {
@@ -226,19 +240,22 @@ class Waiting {
     for (int i = 0; i < 4; ++i) t[i] = add(mul(to_f32(load32(from + i * kBlock)), factor), bias);
     if constexpr (Slope) {
       const F32 slope = load_f32(e_.slope + channel_ + c);
-      for (int i = 0; i < 4; ++i) t[i] = activate(t[i], slope);
+      for (int i = 0; i < 4; ++i) t[i] = _mm512_max_ps(t[i], mul(t[i], slope));
     }
+  }
+
+  CADYQ_INLINE static F32 rounded(F32 t) {
+    return _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
 
   template <bool Slope, bool Unsigned>
   static void codes(Waiting& w) {
     I32 v[2][4];  // two pixels each, first and second half of the channels
-    const F32 low = splat(-32768.f), high = splat(32767.f);
     for (int half = 0; half < 2; ++half) {
       F32 t[4];
       w.affine<Slope>(half * kLanes, t);
       const F32 m = load_f32(w.e_.quantizer.multiplier + w.channel_ + half * kLanes);
-      for (int i = 0; i < 4; ++i) v[i / 2][i % 2 * 2 + half] = rint32(mul(round_clamped(t[i], low, high), m));
+      for (int i = 0; i < 4; ++i) v[i / 2][i % 2 * 2 + half] = rint32(mul(rounded(t[i]), m));
     }
     uint8_t* to = w.to_ + w.done_ * w.stride_;
     const int left = w.pixels_ - w.done_;
@@ -250,11 +267,17 @@ class Waiting {
     w.done_ += 4;
   }
 
-  template <bool Slope>
+  template <bool Slope, bool Gain>
   static void values(Waiting& w) {
     F32 first[4], second[4];
     w.affine<Slope>(0, first);
     w.affine<Slope>(kLanes, second);
+    if constexpr (Gain) {
+      const F32 most = splat(w.e_.levels), least = splat(-w.e_.levels);
+      const float* gain = w.e_.gain + w.channel_;
+      for (F32& t : first) t = mul(round_clamped(t, least, most), load_f32(gain));
+      for (F32& t : second) t = mul(round_clamped(t, least, most), load_f32(gain + kLanes));
+    }
     int16_t* to = reinterpret_cast<int16_t*>(w.to_) + w.done_ * w.stride_;
     const int16_t* residual = w.residual_ ? w.residual_ + w.done_ * w.stride_ : nullptr;
     const __m512i least = _mm512_set1_epi16(w.e_.rectify ? 0 : -32768);
@@ -262,7 +285,12 @@ class Waiting {
     const int left = w.pixels_ - w.done_;
     for (int i = 0; i < 4 && i < left; ++i, to += w.stride_) {
       __m512i r = _mm512_permutexvar_epi64(order, _mm512_packs_epi32(rint32(first[i]), rint32(second[i])));
-      if (residual) r = _mm512_adds_epi16(r, _mm512_loadu_si512(residual + i * w.stride_));
+      _mm_prefetch(reinterpret_cast<const char*>(to) + w.to_ahead_, _MM_HINT_T0);
+      if (residual) {
+        const int16_t* from = residual + i * w.stride_;
+        prefetch(from + w.residual_ahead_);
+        r = _mm512_adds_epi16(r, _mm512_loadu_si512(from));
+      }
       _mm512_storeu_si512(to, _mm512_max_epi16(r, least));
     }
     w.done_ += 4;
@@ -277,6 +305,8 @@ class Waiting {
   uint8_t* to_ = nullptr;
   const int16_t* residual_ = nullptr;
   size_t stride_ = 0;
+  ptrdiff_t to_ahead_ = 0, residual_ahead_ = 0;
+  const int height_;
   int y_ = 0, x_ = 0, pixels_ = 0, channel_ = 0, outputs_ = 0, done_ = 0;
 };
 
@@ -297,8 +327,8 @@ constexpr size_t kAccumulators = (4 * kRows + 4) * kBlock;  // those of pixels t
 // Products, group by group along rows; while one is made, the results of the one before are finished.
 class Pipeline {
  public:
-  Pipeline(const CadyqEpilogue& epilogue, const CadyqTarget& target, int32_t* scratch)
-      : waiting_(epilogue, target), acc_{scratch, scratch + kAccumulators} {}
+  Pipeline(const CadyqEpilogue& epilogue, const CadyqTarget& target, int height, int32_t* scratch)
+      : waiting_(epilogue, target, height), acc_{scratch, scratch + kAccumulators} {}
   ~Pipeline() { waiting_.finish(); }
 
   // Codes: one product. The region's column `x` is the rows' first pixel.
@@ -351,7 +381,7 @@ void direct(const CadyqDirect* job, void* scratch) {
   if (job->weight_bytes != 1) return cadyq_kernels_avx512vnni()->direct(job, scratch);
   uint8_t* p = static_cast<uint8_t*>(scratch);
   const Tiles tiles(job->width < kRows ? job->width : kRows);
-  Pipeline pipeline(job->epilogue, job->target, reinterpret_cast<int32_t*>(p));
+  Pipeline pipeline(job->epilogue, job->target, job->height, reinterpret_cast<int32_t*>(p));
   p += 2 * kAccumulators * 4;
   const size_t pixel = static_cast<size_t>(job->pixel_bytes) / job->element;
   const int chunks = (job->run_bytes / job->element + kChunkBytes - 1) / kChunkBytes, k = job->kernel;
@@ -411,7 +441,7 @@ void columns(const CadyqColumns* job, void* scratch) {
       product<false>(in, g, kBlock, {job->init, 0}, acc, [] {});
     }
     const int ready = kept + n - carry, start = ready > 0 ? ready : 0;
-    column_sums(partial, kBlock, k, job->c_out, ready, job->acc + static_cast<size_t>(out) * 4);
+    column_values(partial, kBlock, ready, *job, job->values + static_cast<size_t>(out) * 4);
     out += start;
     kept += n - start;
     std::memmove(partial, partial + static_cast<size_t>(start) * kBlock, static_cast<size_t>(kept) * kPitch);
@@ -440,8 +470,8 @@ extern "C" const CadyqKernels* cadyq_kernels_amx(void) {
     own.has_winograd = 0;  // its products are of 16 bits
     own.round_rows = 1;
     own.round_columns = cadyq_avx512::kRows;
-    own.least_tile = 64;
-    own.most_tile = 128;
+    own.least_tile = 56;
+    own.most_tile = 96;
     own.code_block = cadyq_avx512::kBlock;
     own.run_block = cadyq_avx512::kChunkBytes;
     own.splits_values = 1;

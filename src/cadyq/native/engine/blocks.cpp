@@ -225,12 +225,13 @@ class TileRun {
     const Box box = region(layer.out + conv.pad);
     int offset = 0;
     for (const PartData& p : layer.data->src) {
+      const int row = is_source(p.plane) ? n_.width_ * stride(p.plane) : 0;
       CadyqQuantizer q = conv.quantizer[k];
       q.multiplier = (conv.own_range() ? thread_.multiplier.data() : q.multiplier) + offset;
       const int from = stride(p.plane), channels = whole ? conv.c_in : p.channels;
       for (int y = box.y0; y < box.y1; ++y)
         for_row(p.plane, y, box.x0, box.x1, [&](const int16_t* v, int x, int n) {
-          n_.kernels_->quantize(v + p.first, from, to.at(y, x) + offset * conv.element, conv.c_in, n, channels, &q, conv.store);
+          n_.kernels_->quantize(v + p.first, from, to.at(y, x) + offset * conv.element, conv.c_in, n, channels, &q, conv.store, row);
         });
       offset += p.channels;
     }

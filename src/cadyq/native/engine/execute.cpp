@@ -135,6 +135,7 @@ CadyqEpilogue Network::epilogue(const Conv& conv, int k, const Conv* next, bool 
   e.factor = conv.factor[k].data();
   e.bias = conv.bias.data();
   e.slope = conv.slope.empty() ? nullptr : conv.slope.data();
+  e.is_fraction = conv.is_fraction;
   e.store = CADYQ_INT16;
   e.gain = conv.levels ? conv.gain.data() : nullptr;
   e.levels = static_cast<float>(conv.levels);
@@ -143,6 +144,7 @@ CadyqEpilogue Network::epilogue(const Conv& conv, int k, const Conv* next, bool 
     e.store = next->store;
     e.quantizer = next->quantizer[0];
     e.quantizer.multiplier = conv.requant[0].data();
+    e.quantizer.covers = conv.covers;
   }
   return e;
 }

@@ -44,6 +44,31 @@ void vertical(const T* const rows[5], const int32_t* weight, size_t n, double* o
   }
 }
 
+// `n` levels for each of `pixels` from values that are `stride` apart, plus `base` where there is one.
+template <int N, class T>
+void look_up_each(const int16_t* values, int stride, int pixels, int n, const int16_t* base, const T* table, T* out) {
+  const T* middle = table + 32768;
+  if (N) n = N;
+  for (int x = 0; x < pixels; ++x, values += stride, out += n) {
+    if (!base) {
+      for (int i = 0; i < n; ++i) out[i] = middle[values[i]];
+    } else {
+      for (int i = 0; i < n; ++i) out[i] = middle[std::min(32767, std::max(-32768, values[i] + base[i]))];
+      base += n;
+    }
+  }
+}
+
+template <class T>
+void look_up(const int16_t* values, int stride, int pixels, int n, const int16_t* base, const T* table, T* out) {
+  switch (n) {  // colors of one, two or four pixels
+    case 3: return look_up_each<3>(values, stride, pixels, n, base, table, out);
+    case 6: return look_up_each<6>(values, stride, pixels, n, base, table, out);
+    case 12: return look_up_each<12>(values, stride, pixels, n, base, table, out);
+    default: return look_up_each<0>(values, stride, pixels, n, base, table, out);
+  }
+}
+
 }  // namespace
 
 void Network::run_group(Pool& pool, Group& group, const Image& in, void* out) {
@@ -104,7 +129,7 @@ void Network::run_quantize(Pool& pool, Group& group, const Node& node, int from,
       if (!conv.raw) {
         CadyqQuantizer q = conv.quantizer[0];
         q.multiplier += source.offset;
-        kernels_->quantize(src, stride, to_row, dst.channels, n, channels, &q, conv.store);
+        kernels_->quantize(src, stride, to_row, dst.channels, n, channels, &q, conv.store, 0);
       } else if (stride == channels && dst.channels == channels) {
         std::memcpy(to_row, src, static_cast<size_t>(n) * channels * sizeof(int16_t));
       } else {
@@ -236,37 +261,25 @@ void Network::image_span(const Node& node, const View& src, int x0, int x1, int 
   };
   // Row `dy` of the picture from values that are `stride` apart, `sub` apart for each pixel of a PixelShuffle.
   auto write = [&](const int16_t* values, int stride, int dy) {
-    const int n = (x1 - x0) * r;
+    const int n = (x1 - x0) * r;  // pixels of the picture
     const int16_t* base = end.base.weight.empty() ? nullptr : enlarged(end.base, in, y * r + dy, x0 * r, x0 * r + n, thread);
-    size_t at = (static_cast<size_t>(y * r + dy) * width + static_cast<size_t>(x0) * r) * channels;
-    for (int x = 0; x < x1 - x0; ++x)
-      for (int i = 0; i < r * channels; ++i, ++at) {
-        int v = values[static_cast<size_t>(x) * stride + dy * r * channels + i];
-        if (base) v = std::min(32767, std::max(-32768, v + *base++));
-        if (in.wide)
-          static_cast<uint16_t*>(out)[at] = end.table16[v + 32768];
-        else
-          static_cast<uint8_t*>(out)[at] = end.table8[v + 32768];
-      }
+    const size_t at = (static_cast<size_t>(y * r + dy) * width + static_cast<size_t>(x0) * r) * channels;
+    values += dy * r * channels;
+    if (in.wide)
+      look_up(values, stride, x1 - x0, r * channels, base, end.table16.data(), static_cast<uint16_t*>(out) + at);
+    else
+      look_up(values, stride, x1 - x0, r * channels, base, end.table8.data(), static_cast<uint8_t*>(out) + at);
   };
   const Conv& conv = *node.conv;
   if (conv.kind == Conv::kColumns) {
     const CadyqEpilogue e = epilogue(conv, 0, nullptr, false);
-    int32_t* acc = reinterpret_cast<int32_t*>(thread.rows_out.get());
+    int16_t* values = reinterpret_cast<int16_t*>(thread.rows_out.get());
     rows_of(conv, x0);
-    CadyqColumns job{thread.in.data(), x1 - x0,            conv.kernel,         conv.pixel_bytes(), conv.element,
-                     conv.c_out,       conv.weights.get(), conv.init[0].data(), acc};
+    const CadyqColumns job{thread.in.data(), x1 - x0,            conv.kernel,         conv.pixel_bytes(), conv.element,
+                           conv.c_out,       conv.weights.get(), conv.init[0].data(), e.factor,           e.bias,
+                           e.slope,          values};
     kernels_->columns(&job, thread.kernel.get());
-    int16_t* values = reinterpret_cast<int16_t*>(acc);  // each is written behind the accumulators that are still read
-    for (int x = 0; x < x1 - x0; ++x)
-      for (int c = 0; c < conv.c_out; ++c) {
-        float v = static_cast<float>(acc[x * 4 + c]) * e.factor[c];
-        v = v + e.bias[c];
-        if (e.slope && v < 0) v = v * e.slope[c];
-        const int16_t value = clamp16(v);
-        std::memcpy(values + static_cast<size_t>(x) * 8 + c, &value, sizeof value);
-      }
-    for (int dy = 0; dy < r; ++dy) write(values, 8, dy);
+    for (int dy = 0; dy < r; ++dy) write(values, 4, dy);
     return;
   }
   int16_t* values =

@@ -16,6 +16,8 @@ struct CadyqQuantizer {
   int32_t low, high;
   int32_t is_unsigned;
   uint8_t flip;
+  // No value that reaches it leaves the range of codes but for being clamped to it: clamping to int16 before is idle.
+  uint8_t covers;
 };
 
 // Values, or with a multiplier their codes, on another grid: clamp16(rint(x * ratio)); equation (14).
@@ -28,6 +30,7 @@ struct CadyqSnap {
 struct CadyqEpilogue {
   const float *factor, *bias;
   const float* slope;  // null: no activation
+  int32_t is_fraction;  // all slopes lie in [0, 1]: activation is the larger of t and slope * t
   int32_t store;       // CadyqStore
   CadyqQuantizer quantizer;
   // Only with CADYQ_INT16: results are codes up to `levels` first and `gain` times that then; null: no codes.
@@ -66,13 +69,14 @@ struct CadyqDirect {
 };
 
 // k x k convolution with few outputs, one row: a k x 1 convolution with k * c_out outputs, then a sum along the
-// row. Accumulators go to acc[x * 4 + o].
+// row. Results, equation (7) clamped to int16, go to values[x * 4 + o].
 struct CadyqColumns {
   const uint8_t* const* rows;  // `kernel` rows, from pixel -(k / 2)
   int32_t width, kernel, pixel_bytes, element, c_out;
   const void* weights;
   const int32_t* init;  // of the partial sums
-  int32_t* acc;
+  const float *factor, *bias, *slope;  // four each; slope may be null
+  int16_t* values;
 };
 
 constexpr int CADYQ_MAX_SPLIT_KERNEL = 17;
@@ -91,9 +95,9 @@ struct CadyqKernels {
   int32_t run_block;       // runs of 8-bit weights are padded to multiples of so many bytes
   int32_t splits_values;   // multiplies int16 values of planes by 8-bit weights; kernels up to CADYQ_MAX_SPLIT_KERNEL
   size_t (*scratch_bytes)(int32_t c_in_max);
-  // Strides are the channels from one pixel to the next.
+  // Strides are the channels from one pixel to the next. `ahead` is where what is read next lies, 0: unknown.
   void (*quantize)(const int16_t* src, int32_t src_stride, void* dst, int32_t dst_stride, int32_t pixels,
-                   int32_t channels, const CadyqQuantizer* q, int32_t store);
+                   int32_t channels, const CadyqQuantizer* q, int32_t store, int32_t ahead);
   void (*snap)(const int16_t* src, int32_t src_stride, int16_t* dst, int32_t dst_stride, int32_t pixels,
                int32_t channels, const CadyqSnap* s);
   // Adds a region's sums and sums of squares; `pitch` in bytes.

@@ -162,7 +162,7 @@ void columns(const CadyqColumns* job, void* scratch) {
       gemm_columns(job->rows, static_cast<size_t>(done + x) * job->pixel_bytes, k, steps, job->pixel_bytes,
                    job->element, job->weights, job->init, partial + static_cast<size_t>(kept + x) * 32);
     const int ready = kept + n - carry;
-    column_sums(partial, 32, k, job->c_out, ready, job->acc + static_cast<size_t>(out) * 4);
+    column_values(partial, 32, ready, *job, job->values + static_cast<size_t>(out) * 4);
     out += ready > 0 ? ready : 0;
     done += n;
     const int start = ready > 0 ? ready : 0;
@@ -174,7 +174,7 @@ void columns(const CadyqColumns* job, void* scratch) {
 // ---- planes -----------------------------------------------------------------------------------------------------
 
 void quantize(const int16_t* src, int32_t src_stride, void* dst, int32_t dst_stride, int32_t pixels, int32_t channels,
-              const CadyqQuantizer* q, int32_t store) {
+              const CadyqQuantizer* q, int32_t store, int32_t ahead) {
   const Clamp clamp(*q);
   const int step = 4 * kLanes;
   if (store == CADYQ_CODE8 && channels == 64) {
@@ -182,13 +182,17 @@ void quantize(const int16_t* src, int32_t src_stride, void* dst, int32_t dst_str
     F32 m[64 / kLanes];
     for (int i = 0; i < 64 / kLanes; ++i) m[i] = load_f32(q->multiplier + i * kLanes);
     uint8_t* out = static_cast<uint8_t*>(dst);
-    for (int x = 0; x < pixels; ++x)
+    for (int x = 0; x < pixels; ++x) {
+      const int16_t* next = src + static_cast<size_t>(x) * src_stride + ahead;
+      prefetch(next);
+      prefetch(next + 32);
       for (int c = 0; c < 64; c += step) {
         I32 v[4];
         for (int i = 0; i < 4; ++i)
           v[i] = rint32(mul(load16_f32(src + static_cast<size_t>(x) * src_stride + c + i * kLanes), m[c / kLanes + i]));
         store_run(out + static_cast<size_t>(x) * dst_stride + c, v, clamp);
       }
+    }
     return;
   }
   for (int x = 0; x < pixels; ++x) {

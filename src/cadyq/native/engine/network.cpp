@@ -179,6 +179,10 @@ Conv* Network::prepare(const ConvData& data, int shuffle, bool is_last, bool fro
   for (size_t i = 0; i < conv.quantizer.size(); ++i) conv.quantizer[i].multiplier = conv.multiplier[i].data();
   conv.bias = spread(data.bias.data());
   if (!data.slope.empty()) conv.slope = spread(data.slope.data());
+  conv.is_fraction = std::all_of(data.slope.begin(), data.slope.end(), [](float s) { return s >= 0 && s <= 1; });
+  for (const auto& factor : conv.factor)
+    for (int o = 0; o < outputs; ++o)
+      conv.largest = std::max(conv.largest, std::abs(static_cast<double>(norm) * largest * factor[o]) + std::abs(conv.bias[o]));
   if (data.levels) {
     conv.levels = data.levels;
     conv.gain = spread(data.gain.data());
@@ -196,6 +200,16 @@ void Network::link(Conv& from, const Conv& to) {
     for (int o = 0; o < from.c_out; ++o) r[o] = m[o % from.dst_channels];
     from.requant.push_back(std::move(r));
   }
+  // Codes clamp more than int16 does, and what is rounded to them fits into 32 bits.
+  const CadyqQuantizer& q = to.quantizer[0];
+  from.covers = !from.own_range();
+  for (int o = 0; o < from.c_out; ++o) {
+    const float m = from.requant[0][o];
+    const bool padded = m == 0;
+    from.covers &= padded || (32767.f * m >= static_cast<float>(q.high) && -32768.f * m <= static_cast<float>(q.low) &&
+                              from.largest * m < 1e9);
+  }
+  from.covers &= from.largest < 1e9;
 }
 
 Skip Network::prepare_skip(const LayerData& data, const SiteData* first, int channels) const {

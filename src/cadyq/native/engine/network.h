@@ -102,11 +102,14 @@ struct Conv {
   std::vector<std::vector<float>> factor;  // per candidate
   std::vector<float> bias, slope, gain;
   int levels = 0;
+  bool is_fraction = false;  // all slopes lie in [0, 1]
   std::vector<std::vector<int32_t>> init;  // per candidate
   std::vector<CadyqQuantizer> quantizer;
   std::vector<std::vector<float>> multiplier;
   // For results that are quantised on the way out: the next convolution's multipliers, per own output channel.
   std::vector<std::vector<float>> requant;
+  double largest = 0;   // magnitude of a result before it is clamped
+  bool covers = false;  // CadyqQuantizer's, for `requant`
   const SiteData* site = nullptr;
 
   int pixel_bytes() const { return c_in * element; }

@@ -1,5 +1,6 @@
 // Kernels in plain C++, for any machine: the same arithmetic without Winograd or vector instructions.
 #include <algorithm>
+#include <vector>
 #include <cmath>
 
 #include "kernels.h"
@@ -55,22 +56,30 @@ void direct(const CadyqDirect* job, void*) {
 void columns(const CadyqColumns* job, void*) {
   const int k = job->kernel, steps = job->pixel_bytes / 4;
   const size_t half = static_cast<size_t>(k) * steps * kOutputs * 2;
-  std::fill(job->acc, job->acc + static_cast<size_t>(job->width) * 4, 0);
+  std::vector<int32_t> sums(static_cast<size_t>(k) * 4, 0);  // of the last k pixels
   for (int x = 0; x < job->width + k - 1; ++x) {
     int32_t partial[2 * kOutputs];
     std::copy(job->init, job->init + 2 * kOutputs, partial);
     for (int h = 0; h < 2; ++h)
       accumulate(job->rows, static_cast<size_t>(x) * job->pixel_bytes, k, steps,
                  static_cast<const int16_t*>(job->weights) + h * half, partial + h * kOutputs);
-    for (int dx = 0; dx < k; ++dx) {
-      if (x - dx < 0 || x - dx >= job->width) continue;
-      for (int o = 0; o < job->c_out; ++o) job->acc[static_cast<size_t>(x - dx) * 4 + o] += partial[dx * job->c_out + o];
+    for (int dx = 0; dx < k && dx <= x; ++dx)
+      for (int o = 0; o < job->c_out; ++o) sums[(x - dx) % k * 4 + o] += partial[dx * job->c_out + o];
+    const int done = x - k + 1;  // has all of its sums
+    if (done < 0) continue;
+    for (int o = 0; o < job->c_out; ++o) {
+      int32_t& sum = sums[done % k * 4 + o];
+      float t = static_cast<float>(sum) * job->factor[o];
+      t = t + job->bias[o];
+      if (job->slope && t < 0) t = t * job->slope[o];
+      job->values[static_cast<size_t>(done) * 4 + o] = static_cast<int16_t>(cadyq_round(t, -32768.f, 32767.f));
+      sum = 0;
     }
   }
 }
 
 void quantize(const int16_t* src, int32_t src_stride, void* dst, int32_t dst_stride, int32_t pixels, int32_t channels,
-              const CadyqQuantizer* q, int32_t store) {
+              const CadyqQuantizer* q, int32_t store, int32_t) {
   for (int x = 0; x < pixels; ++x)
     for (int c = 0; c < channels; ++c)
       cadyq_quantize_one(src[static_cast<size_t>(x) * src_stride + c], dst, static_cast<size_t>(x) * dst_stride + c,

@@ -117,6 +117,7 @@ CADYQ_INLINE void widen_add(I32 v, I32 total[2]) {
   total[0] = _mm256_add_epi64(total[0], _mm256_and_si256(v, mask));
   total[1] = _mm256_add_epi64(total[1], _mm256_srli_epi64(v, 32));
 }
+CADYQ_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 CADYQ_INLINE I32 zero32() { return _mm256_setzero_si256(); }
 CADYQ_INLINE void add_even_odd(const I32 total[2], int64_t* out) {
   alignas(32) int64_t even[4], odd[4];

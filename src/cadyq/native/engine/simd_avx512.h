@@ -117,6 +117,7 @@ CADYQ_INLINE void widen_add(I32 v, I32 total[2]) {
   total[0] = _mm512_add_epi64(total[0], _mm512_and_si512(v, mask));
   total[1] = _mm512_add_epi64(total[1], _mm512_srli_epi64(v, 32));
 }
+CADYQ_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 CADYQ_INLINE I32 zero32() { return _mm512_setzero_si512(); }
 CADYQ_INLINE void add_even_odd(const I32 total[2], int64_t* out) {
   alignas(64) int64_t even[8], odd[8];
