@@ -66,13 +66,12 @@ struct Group {
   }
 };
 
-// What results start from: equal rows, or accumulators.
-struct Start {
-  const int32_t* from;
-  size_t pitch;
-  CADYQ_INLINE const int32_t* at(int pixel) const { return from + (pitch ? static_cast<size_t>(pixel) * kBlock : 0); }
-};
-
+// Products of signed or unsigned codes are new, or are added to what the accumulators hold.
+#define CADYQ_START(c, from)        \
+  if constexpr (Added)              \
+    _tile_loadd(c, (from), kPitch); \
+  else                              \
+    _tile_zero(c);
 #define CADYQ_DOT(c, a, b)   \
   if constexpr (Signed)      \
     _tile_dpbssd(c, a, b);   \
@@ -80,14 +79,14 @@ struct Start {
     _tile_dpbusd(c, a, b);
 
 // Two tiles of pixels times 32 outputs. `between` is called after every four products.
-template <bool Signed, class Between>
-CADYQ_INLINE void product_2x2(const Inputs& in, const Group& g, const Start& start, int32_t* acc, const Between& between) {
+template <bool Signed, bool Added, class Between>
+CADYQ_INLINE void product_2x2(const Inputs& in, const Group& g, int32_t* acc, const Between& between) {
   const size_t x0 = g.first[0] * in.pixel, x1 = g.first[1] * in.pixel;
-  const int32_t *from0 = start.at(0), *from1 = start.at(g.first[1] - g.first[0]);
-  _tile_loadd(0, from0, start.pitch);
-  _tile_loadd(1, from0 + 16, start.pitch);
-  _tile_loadd(2, from1, start.pitch);
-  _tile_loadd(3, from1 + 16, start.pitch);
+  int32_t* behind = acc + static_cast<size_t>(g.first[1] - g.first[0]) * kBlock;
+  CADYQ_START(0, acc)
+  CADYQ_START(1, acc + 16)
+  CADYQ_START(2, behind)
+  CADYQ_START(3, behind + 16)
   const int8_t* w = in.weights;
   for (int r = 0; r < in.n_rows; ++r) {
     const uint8_t* row = in.rows[r];
@@ -103,7 +102,6 @@ CADYQ_INLINE void product_2x2(const Inputs& in, const Group& g, const Start& sta
       between();
     }
   }
-  int32_t* behind = acc + static_cast<size_t>(g.first[1] - g.first[0]) * kBlock;
   _tile_stored(0, acc, kPitch);
   _tile_stored(1, acc + 16, kPitch);
   _tile_stored(2, behind, kPitch);
@@ -111,14 +109,16 @@ CADYQ_INLINE void product_2x2(const Inputs& in, const Group& g, const Start& sta
 }
 
 // Four tiles of pixels times 16 outputs.
-template <bool Signed, class Between>
-CADYQ_INLINE void product_4x1(const Inputs& in, const Group& g, const Start& start, int32_t* acc, const Between& between) {
+template <bool Signed, bool Added, class Between>
+CADYQ_INLINE void product_4x1(const Inputs& in, const Group& g, int32_t* acc, const Between& between) {
   const size_t pixel = in.pixel, x0 = g.first[0] * pixel, x1 = g.first[1] * pixel, x2 = g.first[2] * pixel,
                x3 = g.first[3] * pixel;
-  _tile_loadd(0, start.at(0), start.pitch);
-  _tile_loadd(1, start.at(g.first[1] - g.first[0]), start.pitch);
-  _tile_loadd(2, start.at(g.first[2] - g.first[0]), start.pitch);
-  _tile_loadd(3, start.at(g.first[3] - g.first[0]), start.pitch);
+  int32_t* to[4];
+  for (int t = 0; t < 4; ++t) to[t] = acc + static_cast<size_t>(g.first[t] - g.first[0]) * kBlock;
+  CADYQ_START(0, to[0])
+  CADYQ_START(1, to[1])
+  CADYQ_START(2, to[2])
+  CADYQ_START(3, to[3])
   const int8_t* w = in.weights;
   for (int r = 0; r < in.n_rows; ++r) {
     const uint8_t* row = in.rows[r];
@@ -135,18 +135,20 @@ CADYQ_INLINE void product_4x1(const Inputs& in, const Group& g, const Start& sta
       between();
     }
   }
-  _tile_stored(0, acc, kPitch);
-  _tile_stored(1, acc + static_cast<size_t>(g.first[1] - g.first[0]) * kBlock, kPitch);
-  _tile_stored(2, acc + static_cast<size_t>(g.first[2] - g.first[0]) * kBlock, kPitch);
-  _tile_stored(3, acc + static_cast<size_t>(g.first[3] - g.first[0]) * kBlock, kPitch);
+  _tile_stored(0, to[0], kPitch);
+  _tile_stored(1, to[1], kPitch);
+  _tile_stored(2, to[2], kPitch);
+  _tile_stored(3, to[3], kPitch);
 }
 
 // One tile of pixels times 16 or 32 outputs.
-template <bool Signed, bool Two, class Between>
-CADYQ_INLINE void product_1(const Inputs& in, const Group& g, const Start& start, int32_t* acc, const Between& between) {
+template <bool Signed, bool Added, bool Two, class Between>
+CADYQ_INLINE void product_1(const Inputs& in, const Group& g, int32_t* acc, const Between& between) {
   const size_t x0 = g.first[0] * in.pixel;
-  _tile_loadd(0, start.from, start.pitch);
-  if constexpr (Two) _tile_loadd(1, start.from + 16, start.pitch);
+  CADYQ_START(0, acc)
+  if constexpr (Two) {
+    CADYQ_START(1, acc + 16)
+  }
   const int8_t* w = in.weights;
   for (int r = 0; r < in.n_rows; ++r) {
     const uint8_t* row = in.rows[r];
@@ -165,28 +167,37 @@ CADYQ_INLINE void product_1(const Inputs& in, const Group& g, const Start& start
   if constexpr (Two) _tile_stored(1, acc + 16, kPitch);
 }
 
-template <bool Signed, class Between>
-CADYQ_INLINE void product(const Inputs& in, const Group& g, int outputs, const Start& start, int32_t* acc,
-                          const Between& between) {
-  if (g.tiles == 4) return product_4x1<Signed>(in, g, start, acc, between);
-  if (g.tiles == 2) return product_2x2<Signed>(in, g, start, acc, between);
-  if (outputs > 16) return product_1<Signed, true>(in, g, start, acc, between);
-  product_1<Signed, false>(in, g, start, acc, between);
+template <bool Signed, bool Added, class Between>
+CADYQ_INLINE void product(const Inputs& in, const Group& g, int outputs, int32_t* acc, const Between& between) {
+  if (g.tiles == 4) return product_4x1<Signed, Added>(in, g, acc, between);
+  if (g.tiles == 2) return product_2x2<Signed, Added>(in, g, acc, between);
+  if (outputs > 16) return product_1<Signed, Added, true>(in, g, acc, between);
+  product_1<Signed, Added, false>(in, g, acc, between);
 }
+
+// What is added to results: nothing, values, codes with as many levels below 0 as above, or values of another grid.
+enum class Residual { kNone, kValues, kCodes, kOther };
 
 // Accumulators that wait for their epilogue: while the next ones are multiplied, four pixels are finished after every
 // few products. There is a form of its own for full blocks, whose outputs lie side by side in the target.
 class Waiting {
+  using Step = void (*)(Waiting&);
+
  public:
   Waiting(const CadyqEpilogue& e, const CadyqTarget& target, int height)
       : e_(e), target_(target), store_(e, target), height_(height) {
+    const CadyqSnap* snap = target.snap;
+    const Residual kind = !target.residual                                       ? Residual::kNone
+                          : !snap                                                ? Residual::kValues
+                          : snap->multiplier && snap->low == -snap->high         ? Residual::kCodes
+                                                                                 : Residual::kOther;
     const bool is_code = e.store == CADYQ_CODE8, is_unsigned = is_code && e.quantizer.is_unsigned;
     const bool plain = (!is_code || e.quantizer.covers) && (!e.slope || e.is_fraction);
     if (target.channels % kBlock || !plain || e.store == CADYQ_CODE16)
       full_ = any;
     else if (!is_code)
-      full_ = e.gain ? (e.slope ? values<true, true> : values<false, true>)
-                     : (e.slope ? values<true, false> : values<false, false>);
+      full_ = e.gain ? (e.slope ? values_for<true, true>(kind) : values_for<false, true>(kind))
+                     : (e.slope ? values_for<true, false>(kind) : values_for<false, false>(kind));
     else if (is_unsigned)
       full_ = e.slope && !is_rectifier() ? codes<true, true> : codes<false, true>;
     else
@@ -267,40 +278,75 @@ class Waiting {
     w.done_ += 4;
   }
 
-  template <bool Slope, bool Gain>
+  // Clamped to [-most, most]: of the two the one of smaller magnitude, with the first one's sign.
+  CADYQ_INLINE static F32 clamped(F32 t, F32 most) { return _mm512_range_ps(t, most, 2); }
+
+  // Everything is read before anything is written: stores could change it for all that the compiler knows.
+  template <bool Slope, bool Gain, Residual Kind>
   static void values(Waiting& w) {
     F32 first[4], second[4];
     w.affine<Slope>(0, first);
     w.affine<Slope>(kLanes, second);
     if constexpr (Gain) {
-      const F32 most = splat(w.e_.levels), least = splat(-w.e_.levels);
+      const F32 most = splat(w.e_.levels);
       const float* gain = w.e_.gain + w.channel_;
-      for (F32& t : first) t = mul(round_clamped(t, least, most), load_f32(gain));
-      for (F32& t : second) t = mul(round_clamped(t, least, most), load_f32(gain + kLanes));
+      for (F32& t : first) t = mul(clamped(rounded(t), most), load_f32(gain));
+      for (F32& t : second) t = mul(clamped(rounded(t), most), load_f32(gain + kLanes));
     }
     int16_t* to = reinterpret_cast<int16_t*>(w.to_) + w.done_ * w.stride_;
-    const int16_t* residual = w.residual_ ? w.residual_ + w.done_ * w.stride_ : nullptr;
     const __m512i least = _mm512_set1_epi16(w.e_.rectify ? 0 : -32768);
     const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-    const int left = w.pixels_ - w.done_;
-    for (int i = 0; i < 4 && i < left; ++i, to += w.stride_) {
-      __m512i r = _mm512_permutexvar_epi64(order, _mm512_packs_epi32(rint32(first[i]), rint32(second[i])));
-      _mm_prefetch(reinterpret_cast<const char*>(to) + w.to_ahead_, _MM_HINT_T0);
-      if (residual) {
-        const int16_t* from = residual + i * w.stride_;
-        prefetch(from + w.residual_ahead_);
-        r = _mm512_adds_epi16(r, _mm512_loadu_si512(from));
+    const int16_t* residual = w.residual_ + w.done_ * w.stride_;
+    const ptrdiff_t to_ahead = w.to_ahead_, residual_ahead = w.residual_ahead_;
+    const size_t stride = w.stride_;
+    F32 m[2], ratio[2], low, high;
+    if constexpr (Kind == Residual::kCodes || Kind == Residual::kOther) {
+      const CadyqSnap& s = *w.target_.snap;
+      const int c = w.channel_ % w.target_.channels;
+      for (int half = 0; half < 2; ++half) {
+        m[half] = s.multiplier ? load_f32(s.multiplier + c + half * kLanes) : splat(1.f);
+        ratio[half] = load_f32(s.ratio + c + half * kLanes);
       }
+      low = splat(s.multiplier ? static_cast<float>(s.low) : -32768.f);
+      high = splat(s.multiplier ? static_cast<float>(s.high) : 32767.f);
+    }
+    const int n = w.pixels_ - w.done_ < 4 ? w.pixels_ - w.done_ : 4;
+    w.done_ += 4;
+    for (int i = 0; i < 4; ++i, to += stride, residual += stride) {
+      if (i == n) break;
+      __m512i r = _mm512_packs_epi32(rint32(first[i]), rint32(second[i]));
+      _mm_prefetch(reinterpret_cast<const char*>(to) + to_ahead, _MM_HINT_T0);
+      if constexpr (Kind != Residual::kNone) prefetch(residual + residual_ahead);
+      if constexpr (Kind == Residual::kCodes || Kind == Residual::kOther) {  // equation (14)
+        I32 v[2];
+        for (int half = 0; half < 2; ++half) {
+          F32 t = mul(load16_f32(residual + half * kLanes), m[half]);
+          t = Kind == Residual::kCodes ? clamped(rounded(t), high) : round_clamped(t, low, high);
+          v[half] = rint32(mul(t, ratio[half]));
+        }
+        r = _mm512_adds_epi16(r, _mm512_packs_epi32(v[0], v[1]));
+      }
+      r = _mm512_permutexvar_epi64(order, r);
+      if constexpr (Kind == Residual::kValues) r = _mm512_adds_epi16(r, _mm512_loadu_si512(residual));
       _mm512_storeu_si512(to, _mm512_max_epi16(r, least));
     }
-    w.done_ += 4;
+  }
+
+  template <bool Slope, bool Gain>
+  static Step values_for(Residual kind) {
+    switch (kind) {
+      case Residual::kNone: return values<Slope, Gain, Residual::kNone>;
+      case Residual::kValues: return values<Slope, Gain, Residual::kValues>;
+      case Residual::kCodes: return values<Slope, Gain, Residual::kCodes>;
+      default: return values<Slope, Gain, Residual::kOther>;
+    }
   }
 
   const CadyqEpilogue& e_;
   const CadyqTarget& target_;
   const EpilogueStore store_;
-  void (*full_)(Waiting&);
-  void (*step_)(Waiting&) = any;
+  Step full_;
+  Step step_ = any;
   const int32_t* acc_ = nullptr;
   uint8_t* to_ = nullptr;
   const int16_t* residual_ = nullptr;
@@ -319,7 +365,6 @@ CADYQ_INLINE void split(const int16_t* src, size_t n, uint8_t* low, uint8_t* hig
   }
 }
 
-alignas(64) const int32_t kZeros[kBlock] = {};
 constexpr int kSegment = 128;    // pixels of a row whose int16 values are split at once
 constexpr int kMaxKernel = CADYQ_MAX_SPLIT_KERNEL;
 constexpr size_t kAccumulators = (4 * kRows + 4) * kBlock;  // those of pixels that fill up four are read, not used
@@ -332,23 +377,23 @@ class Pipeline {
   ~Pipeline() { waiting_.finish(); }
 
   // Codes: one product. The region's column `x` is the rows' first pixel.
-  void codes(const Inputs& in, int y, int x, int width, int channel, int outputs, const int32_t* init) {
+  template <bool Signed>
+  void codes(const Inputs& in, int y, int x, int width, int channel, int outputs) {
     groups(y, x, width, channel, outputs, [&](const Group& g, int32_t* acc, const auto& between) {
-      product<false>(in, g, outputs, {init, 0}, acc, between);
+      product<Signed, false>(in, g, outputs, acc, between);
     });
   }
   // Values v = 256 * high + low: the product with `high` is shifted, and that with `low` goes on from there.
-  void values(const Inputs& low, const Inputs& high, int y, int x, int width, int channel, int outputs,
-              const int32_t* init) {
+  void values(const Inputs& low, const Inputs& high, int y, int x, int width, int channel, int outputs) {
     groups(y, x, width, channel, outputs, [&](const Group& g, int32_t* acc, const auto& between) {
-      product<true>(high, g, outputs, {kZeros, 0}, acc, between);
+      product<true, false>(high, g, outputs, acc, between);
       const int pixels = g.first[g.tiles - 1] + kRows - g.first[0];
       for (int p = 0; p < pixels; ++p)
         for (int c = 0; c < outputs; c += kLanes) {
           int32_t* at = acc + static_cast<size_t>(p) * kBlock + c;
-          _mm512_storeu_si512(at, add32(shl32<8>(load32(at)), load32(init + c)));
+          _mm512_storeu_si512(at, shl32<8>(load32(at)));
         }
-      product<false>(low, g, outputs, {acc, kPitch}, acc, between);
+      product<false, true>(low, g, outputs, acc, between);
     });
   }
 
@@ -393,8 +438,13 @@ void direct(const CadyqDirect* job, void* scratch) {
   };
   if (job->element == 1) {
     for_blocks([&](int block, int outputs, const int8_t* w) {
-      for (int y = 0; y < job->height; ++y)
-        pipeline.codes({job->rows + y, k, chunks, pixel, w}, y, 0, job->width, block, outputs, job->init + block);
+      for (int y = 0; y < job->height; ++y) {
+        const Inputs in{job->rows + y, k, chunks, pixel, w};
+        if (job->is_signed)
+          pipeline.codes<true>(in, y, 0, job->width, block, outputs);
+        else
+          pipeline.codes<false>(in, y, 0, job->width, block, outputs);
+      }
     });
     return;
   }
@@ -415,7 +465,7 @@ void direct(const CadyqDirect* job, void* scratch) {
         for (int i = 0; i < k; ++i) rows[half][i] = halves[half] + static_cast<size_t>((y + i) % k) * room;
       for_blocks([&](int block, int outputs, const int8_t* w) {
         pipeline.values({rows[0], k, chunks, pixel, w}, {rows[1], k, chunks, pixel, w}, y, x, n, block,
-                        outputs, job->init + block);
+                        outputs);
       });
     }
   }
@@ -438,7 +488,10 @@ void columns(const CadyqColumns* job, void* scratch) {
     for (int at = 0; at < n; at += 2 * kRows) {
       const Group g(at, n, 2);
       int32_t* acc = partial + static_cast<size_t>(kept + g.first[0]) * kBlock;
-      product<false>(in, g, kBlock, {job->init, 0}, acc, [] {});
+      if (job->is_signed)
+        product<true, false>(in, g, kBlock, acc, [] {});
+      else
+        product<false, false>(in, g, kBlock, acc, [] {});
     }
     const int ready = kept + n - carry, start = ready > 0 ? ready : 0;
     column_values(partial, kBlock, ready, *job, job->values + static_cast<size_t>(out) * 4);
@@ -474,7 +527,7 @@ extern "C" const CadyqKernels* cadyq_kernels_amx(void) {
     own.most_tile = 96;
     own.code_block = cadyq_avx512::kBlock;
     own.run_block = cadyq_avx512::kChunkBytes;
-    own.splits_values = 1;
+    own.signed_codes = own.snaps_residual = own.splits_values = 1;
     own.scratch_bytes = cadyq_avx512::scratch_bytes;
     own.direct = cadyq_avx512::direct;
     own.columns = cadyq_avx512::columns;

@@ -216,13 +216,31 @@ class TileRun {
     const int margin = layer.out + layer.conv->pad;
     std::memset(c.data, zero, c.pitch * (tile_.y1 - tile_.y0 + 2 * margin + 6));
   }
+  // All but the box, which lies within the codes and is written afterwards.
+  void clear_around(const Codes& c, const Layer& layer, uint8_t zero, const Box& box) const {
+    const int margin = layer.out + layer.conv->pad, rows = tile_.y1 - tile_.y0 + 2 * margin + 6;
+    for (int i = 0; i < rows; ++i) {
+      uint8_t *row = c.data + i * c.pitch, *end = row + c.pitch;
+      const int y = c.y0 + i;
+      if (y < box.y0 || y >= box.y1) {
+        std::memset(row, zero, c.pitch);
+        continue;
+      }
+      uint8_t *first = c.at(y, box.x0), *last = c.at(y, box.x1);
+      std::memset(row, zero, first - row);
+      std::memset(last, zero, end - last);
+    }
+  }
 
   void quantize(const Layer& layer, int i, int k) {
     const Conv& conv = *layer.conv;
     const Codes to = codes(layer, i);
     const bool whole = n_.is_whole(layer.data->src);
-    if (at_border_ || !whole) clear(to, layer, conv.quantizer[k].flip);
     const Box box = region(layer.out + conv.pad);
+    if (!whole)
+      clear(to, layer, conv.quantizer[k].flip);
+    else if (at_border_)
+      clear_around(to, layer, conv.quantizer[k].flip, box);
     int offset = 0;
     for (const PartData& p : layer.data->src) {
       const int row = is_source(p.plane) ? n_.width_ * stride(p.plane) : 0;
@@ -250,7 +268,7 @@ class TileRun {
       const Layer& after = block_.layers[i + 1];
       next = after.conv;
       const Codes to = codes(after, i + 1);
-      if (at_border_) clear(to, after, next->quantizer[0].flip);
+      if (at_border_) clear_around(to, after, next->quantizer[0].flip, box);
       for (int y = box.y0; y < box.y1; ++y) thread_.out.push_back(to.at(y, box.x0));
     } else if (result) {
       for (int y = box.y0; y < box.y1; ++y)
@@ -265,22 +283,24 @@ class TileRun {
     CadyqEpilogue e = n_.epilogue(conv, k, next, layer.data->rectify);
     if (conv.own_range()) e.factor = thread_.factor.data();
     const CadyqTarget target{thread_.out.data(), thread_.residual.empty() ? nullptr : thread_.residual.data(), 1,
-                             conv.dst_channels};
+                             conv.dst_channels, is_snapped_ ? &snap_ : nullptr};
     n_.convolve(conv, k, thread_.in, box.height(), box.width(), e, target, thread_);
   }
 
   // Rows of what is added: the values themselves where they lie as the results do, else a copy on the target's grid.
   void skip(const Layer& layer, const Box& box) {
     thread_.residual.clear();
+    is_snapped_ = false;
     if (!layer.skip.is_used()) return;
     const int plane = layer.skip.data->parts[0].plane, channels = layer.conv->dst_channels;
-    if (layer.skip.is_plain() && (layer.out == 0 || !is_source(plane)) && stride(plane) == channels) {
+    const bool in_place = (layer.out == 0 || !is_source(plane)) && stride(plane) == channels;
+    auto rows_in_place = [&] {
       for (int y = box.y0; y < box.y1; ++y)
         thread_.residual.push_back(
             is_source(plane) ? n_.stores_[plane].tiles[tile_.index] + (static_cast<size_t>(y) * n_.width_ + box.x0) * channels
                              : thread_.values[plane].at(y, box.x0));
-      return;
-    }
+    };
+    if (layer.skip.is_plain() && in_place) return rows_in_place();
     static const std::vector<float> ones(1024, 1.f);
     const bool own = layer.skip.shared && block_.layers[0].conv->own_range();
     if (own) {  // equation (15)
@@ -289,17 +309,27 @@ class TileRun {
       for (size_t c = 0; c < std::min(ratio.size(), thread_.first_ratio.size()); ++c)
         thread_.first_ratio[c] = static_cast<float>(static_cast<double>(ratio[c]) * first_clip_ / levels);
     }
+    auto snap_of = [&](int offset) {
+      if (layer.skip.is_plain()) return CadyqSnap{nullptr, ones.data(), 0, 0};
+      CadyqSnap snap = layer.skip.snap(layer.skip.shared ? first_choice_ : 0, offset);
+      if (own) {
+        snap.multiplier = thread_.first_multiplier.data() + offset;
+        snap.ratio = thread_.first_ratio.data() + offset;
+      }
+      return snap;
+    };
+    if (in_place && n_.kernels_->snaps_residual && channels % 32 == 0 && n_.is_whole(layer.skip.data->parts) &&
+        layer.skip.data->parts[0].channels == channels && (layer.conv->slope.empty() || layer.conv->is_fraction)) {
+      snap_ = snap_of(0);
+      is_snapped_ = true;
+      return rows_in_place();
+    }
     const size_t pitch = static_cast<size_t>(box.width()) * channels;
     int16_t* made = reinterpret_cast<int16_t*>(thread_.skip.get());
     for (int y = box.y0; y < box.y1; ++y, made += pitch) {
       int offset = 0;
       for (const PartData& p : layer.skip.data->parts) {
-        CadyqSnap snap = layer.skip.is_plain() ? CadyqSnap{nullptr, ones.data(), 0, 0}
-                                               : layer.skip.snap(layer.skip.shared ? first_choice_ : 0, offset);
-        if (own) {
-          snap.multiplier = thread_.first_multiplier.data() + offset;
-          snap.ratio = thread_.first_ratio.data() + offset;
-        }
+        const CadyqSnap snap = snap_of(offset);
         const int from = stride(p.plane);
         for_row(p.plane, y, box.x0, box.x1, [&](const int16_t* v, int x, int n) {
           n_.kernels_->snap(v + p.first, from, made + static_cast<size_t>(x - box.x0) * channels + offset, channels, n,
@@ -319,6 +349,8 @@ class TileRun {
   const Box inner_;
   const bool at_border_;
   int first_choice_ = 0;
+  CadyqSnap snap_{};  // of the rows of the residual, if they are to be snapped
+  bool is_snapped_ = false;
   double first_clip_ = 1;
 };
 

@@ -174,6 +174,7 @@ void Network::convolve(const Conv& conv, int k, const std::vector<const uint8_t*
   job.run_bytes = conv.kernel * conv.pixel_bytes();
   job.element = conv.element;
   job.weight_bytes = conv.weight_bytes;
+  job.is_signed = !conv.raw && !conv.quantizer[k].is_unsigned;
   job.c_out = conv.c_out;
   job.weights = conv.weights.get();
   job.init = conv.init[k].data();

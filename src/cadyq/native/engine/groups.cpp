@@ -218,7 +218,7 @@ void Network::run_conv(Pool& pool, Group& group, const Node& node, int from, int
     }
     skip_rows(group, node, y0 * r, (y0 + height) * r, x0 * r, (x0 + width) * r, thread);
     const CadyqTarget target{thread.out.data(), thread.residual.empty() ? nullptr : thread.residual.data(), r,
-                             conv.dst_channels};
+                             conv.dst_channels, nullptr};
     convolve(conv, 0, thread.in, height, width, e, target, thread);
   });
 }
@@ -275,9 +275,20 @@ void Network::image_span(const Node& node, const View& src, int x0, int x1, int 
     const CadyqEpilogue e = epilogue(conv, 0, nullptr, false);
     int16_t* values = reinterpret_cast<int16_t*>(thread.rows_out.get());
     rows_of(conv, x0);
-    const CadyqColumns job{thread.in.data(), x1 - x0,            conv.kernel,         conv.pixel_bytes(), conv.element,
-                           conv.c_out,       conv.weights.get(), conv.init[0].data(), e.factor,           e.bias,
-                           e.slope,          values};
+    CadyqColumns job{};
+    job.rows = thread.in.data();
+    job.width = x1 - x0;
+    job.kernel = conv.kernel;
+    job.pixel_bytes = conv.pixel_bytes();
+    job.element = conv.element;
+    job.is_signed = !conv.raw && !conv.quantizer[0].is_unsigned;
+    job.c_out = conv.c_out;
+    job.weights = conv.weights.get();
+    job.init = conv.init[0].data();
+    job.factor = e.factor;
+    job.bias = e.bias;
+    job.slope = e.slope;
+    job.values = values;
     kernels_->columns(&job, thread.kernel.get());
     for (int dy = 0; dy < r; ++dy) write(values, 4, dy);
     return;
@@ -288,7 +299,7 @@ void Network::image_span(const Node& node, const View& src, int x0, int x1, int 
     if (from >= to) return;
     rows_of(own, from);
     uint8_t* row = reinterpret_cast<uint8_t*>(values + static_cast<size_t>(from - x0) * own.dst_channels);
-    const CadyqTarget target{&row, nullptr, 1, own.dst_channels};
+    const CadyqTarget target{&row, nullptr, 1, own.dst_channels, nullptr};
     convolve(own, 0, thread.in, 1, to - from, epilogue(own, 0, nullptr, false), target, thread);
   };
   if (node.layer->borders.empty()) {

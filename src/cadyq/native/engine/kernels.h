@@ -45,6 +45,7 @@ struct CadyqTarget {
   const int16_t* const* residual;  // null: none; only with CADYQ_INT16
   int32_t shuffle;
   int32_t channels;  // of the target plane, padded
+  const CadyqSnap* snap;  // null: residual values are added as they are; only where kernels have `snaps_residual`
 };
 
 // 3x3 convolution of a region by Winograd F(4,3). rows[i] is pixel (x0 - 1) of row (y0 - 1 + i); there are
@@ -58,10 +59,10 @@ struct CadyqWinograd {
 };
 
 // Direct k x k convolution of a region. rows[i] is pixel (x0 - k / 2) of row (y0 - k / 2 + i). Each row of the
-// kernel is one run of `run_bytes` bytes; `element` is 1 (u8 codes) or 2 (int16), `weight_bytes` likewise.
+// kernel is one run of `run_bytes` bytes; `element` is 1 (codes) or 2 (int16), `weight_bytes` likewise.
 struct CadyqDirect {
   const uint8_t* const* rows;
-  int32_t height, width, kernel, pixel_bytes, run_bytes, element, weight_bytes, c_out;
+  int32_t height, width, kernel, pixel_bytes, run_bytes, element, weight_bytes, is_signed, c_out;
   const void* weights;
   const int32_t* init;
   CadyqEpilogue epilogue;
@@ -72,7 +73,7 @@ struct CadyqDirect {
 // row. Results, equation (7) clamped to int16, go to values[x * 4 + o].
 struct CadyqColumns {
   const uint8_t* const* rows;  // `kernel` rows, from pixel -(k / 2)
-  int32_t width, kernel, pixel_bytes, element, c_out;
+  int32_t width, kernel, pixel_bytes, element, is_signed, c_out;
   const void* weights;
   const int32_t* init;  // of the partial sums
   const float *factor, *bias, *slope;  // four each; slope may be null
@@ -93,6 +94,8 @@ struct CadyqKernels {
   int32_t round_rows, round_columns;  // 3x3 kernels make pixels in groups of this size
   int32_t least_tile, most_tile;      // sides of the tiles that suit the caches, where the plan leaves the choice
   int32_t run_block;       // runs of 8-bit weights are padded to multiples of so many bytes
+  int32_t signed_codes;    // 8-bit codes below 0 are multiplied as such, without an offset of 128
+  int32_t snaps_residual;  // takes a target's `snap` with outputs in multiples of 32 and slopes that are fractions
   int32_t splits_values;   // multiplies int16 values of planes by 8-bit weights; kernels up to CADYQ_MAX_SPLIT_KERNEL
   size_t (*scratch_bytes)(int32_t c_in_max);
   // Strides are the channels from one pixel to the next. `ahead` is where what is read next lies, 0: unknown.

@@ -173,7 +173,7 @@ Conv* Network::prepare(const ConvData& data, int shuffle, bool is_last, bool fro
     q.low = data.site.low[i];
     q.high = data.site.high[i];
     q.is_unsigned = q.low == 0;
-    q.flip = conv.kind != Conv::kWinograd && conv.element == 1 && !q.is_unsigned ? 0x80 : 0;
+    q.flip = conv.kind != Conv::kWinograd && conv.element == 1 && !q.is_unsigned && !kernels_->signed_codes ? 0x80 : 0;
     conv.quantizer.push_back(q);
   }
   for (size_t i = 0; i < conv.quantizer.size(); ++i) conv.quantizer[i].multiplier = conv.multiplier[i].data();

@@ -111,7 +111,7 @@ size_t scratch_bytes(int32_t) { return 64; }
 }  // namespace
 
 extern "C" const CadyqKernels* cadyq_kernels_portable(void) {
-  static const CadyqKernels k = {"portable",    0,        kOutputs, 1,    kOutputs, kOutputs, 2, 32, 4, 4, 56, 80, 1, 0,
+  static const CadyqKernels k = {"portable",    0,        kOutputs, 1,    kOutputs, kOutputs, 2, 32, 4, 4, 56, 80, 1, 0, 0, 0,
                                  scratch_bytes, quantize, snap,     sums, nullptr,  direct, columns};
   return &k;
 }
