@@ -204,7 +204,15 @@ class Waiting {
       full_ = e.slope ? codes<true, false> : codes<false, false>;
   }
 
-  // Pixels x to x + pixels - 1; some more can be read.
+  // Whether pixels below each other can be finished like pixels side by side.
+  bool takes_columns(int outputs) const {
+    if (outputs % kBlock || full_ == any || target_.residual || target_.shuffle != 1) return false;
+    for (int y = 2; y < height_; ++y)
+      if (target_.rows[y] - target_.rows[y - 1] != target_.rows[1] - target_.rows[0]) return false;
+    return true;
+  }
+
+  // Pixels x to x + pixels - 1 of row y; some more can be read.
   void set(const int32_t* acc, int y, int x, int pixels, int channel, int outputs) {
     acc_ = acc, y_ = y, x_ = x, pixels_ = pixels, channel_ = channel, outputs_ = outputs, done_ = 0;
     step_ = outputs == kBlock ? full_ : any;
@@ -217,6 +225,12 @@ class Waiting {
     const int below = y + 1 < height_ ? row + r : row;
     to_ahead_ = target_.rows[below] - target_.rows[row];
     residual_ahead_ = residual_ ? target_.residual[below] - target_.residual[row] : 0;
+  }
+  // Pixels y to y + pixels - 1 of column x.
+  void set_column(const int32_t* acc, int y, int x, int pixels, int channel) {
+    set(acc, y, x, pixels, channel, kBlock);
+    stride_ = static_cast<size_t>(target_.rows[1] - target_.rows[0]) / (e_.store == CADYQ_CODE8 ? 1 : 2);
+    to_ahead_ = 0;
   }
   CADYQ_INLINE void step() {
     if (done_ < pixels_) step_(*this);
@@ -296,7 +310,7 @@ class Waiting {
     int16_t* to = reinterpret_cast<int16_t*>(w.to_) + w.done_ * w.stride_;
     const __m512i least = _mm512_set1_epi16(w.e_.rectify ? 0 : -32768);
     const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-    const int16_t* residual = w.residual_ + w.done_ * w.stride_;
+    const int16_t* residual = w.residual_ ? w.residual_ + w.done_ * w.stride_ : nullptr;
     const ptrdiff_t to_ahead = w.to_ahead_, residual_ahead = w.residual_ahead_;
     const size_t stride = w.stride_;
     F32 m[2], ratio[2], low, high;
@@ -312,8 +326,9 @@ class Waiting {
     }
     const int n = w.pixels_ - w.done_ < 4 ? w.pixels_ - w.done_ : 4;
     w.done_ += 4;
-    for (int i = 0; i < 4; ++i, to += stride, residual += stride) {
+    for (int i = 0; i < 4; ++i, to += stride) {
       if (i == n) break;
+      if (Kind != Residual::kNone && i) residual += stride;
       __m512i r = _mm512_packs_epi32(rint32(first[i]), rint32(second[i]));
       _mm_prefetch(reinterpret_cast<const char*>(to) + to_ahead, _MM_HINT_T0);
       if constexpr (Kind != Residual::kNone) prefetch(residual + residual_ahead);
@@ -379,13 +394,21 @@ class Pipeline {
   // Codes: one product. The region's column `x` is the rows' first pixel.
   template <bool Signed>
   void codes(const Inputs& in, int y, int x, int width, int channel, int outputs) {
-    groups(y, x, width, channel, outputs, [&](const Group& g, int32_t* acc, const auto& between) {
+    groups(width, outputs, [&](const Group& g, int32_t* acc, const auto& between) {
       product<Signed, false>(in, g, outputs, acc, between);
-    });
+    }, [&](const int32_t* acc, int at, int n) { waiting_.set(acc, y, x + at, n, channel, outputs); });
   }
+  // Column x: `in.rows` begin at it, and `in.pixel` leads from one row to the next.
+  template <bool Signed>
+  void column(const Inputs& in, int x, int height, int channel) {
+    groups(height, kBlock, [&](const Group& g, int32_t* acc, const auto& between) {
+      product<Signed, false>(in, g, kBlock, acc, between);
+    }, [&](const int32_t* acc, int at, int n) { waiting_.set_column(acc, at, x, n, channel); });
+  }
+  bool takes_columns(int outputs) const { return waiting_.takes_columns(outputs); }
   // Values v = 256 * high + low: the product with `high` is shifted, and that with `low` goes on from there.
   void values(const Inputs& low, const Inputs& high, int y, int x, int width, int channel, int outputs) {
-    groups(y, x, width, channel, outputs, [&](const Group& g, int32_t* acc, const auto& between) {
+    groups(width, outputs, [&](const Group& g, int32_t* acc, const auto& between) {
       product<true, false>(high, g, outputs, acc, between);
       const int pixels = g.first[g.tiles - 1] + kRows - g.first[0];
       for (int p = 0; p < pixels; ++p)
@@ -394,12 +417,12 @@ class Pipeline {
           _mm512_storeu_si512(at, shl32<8>(load32(at)));
         }
       product<false, true>(low, g, outputs, acc, between);
-    });
+    }, [&](const int32_t* acc, int at, int n) { waiting_.set(acc, y, x + at, n, channel, outputs); });
   }
 
  private:
-  template <class Multiply>
-  CADYQ_INLINE void groups(int y, int x, int width, int channel, int outputs, const Multiply& multiply) {
+  template <class Multiply, class Finish>
+  CADYQ_INLINE void groups(int width, int outputs, const Multiply& multiply, const Finish& finish) {
     const int most = outputs > 16 ? 2 : 4;
     for (int at = 0, n; at < width; at += n) {
       const Group g(at, width, most);
@@ -408,7 +431,7 @@ class Pipeline {
       turn_ ^= 1;
       multiply(g, acc, [&] { waiting_.step(); });
       waiting_.finish();
-      waiting_.set(acc + static_cast<size_t>(at - g.first[0]) * kBlock, y, x + at, n, channel, outputs);
+      finish(acc + static_cast<size_t>(at - g.first[0]) * kBlock, at, n);
     }
   }
 
@@ -420,6 +443,17 @@ class Pipeline {
 // Length of the next piece of a row with `left` pixels: none is shorter than a tile, unless the row is.
 CADYQ_INLINE int piece(int left) {
   return left <= kSegment ? left : left < kSegment + kRows ? left - kRows : kSegment;
+}
+
+// The last columns of a region, if they are few: tiles of 16 pixels below each other leave less unused than such side by
+// side. A tile of the plan has a ring of hidden pixels around it: 34 pixels are two tiles and two columns.
+int columns_apart(const CadyqDirect& job, const Pipeline& pipeline) {
+  const int few = job.width % kRows, tiles = (job.height + kRows - 1) / kRows;
+  if (job.width < kRows || job.height < kRows || job.kernel > kMaxKernel || few == 0 || few * tiles * 4 > job.height * 3)
+    return 0;
+  for (int y = 2; y < job.height + job.kernel - 1; ++y)
+    if (job.rows[y] - job.rows[y - 1] != job.rows[1] - job.rows[0]) return 0;
+  return pipeline.takes_columns(job.c_out) ? few : 0;
 }
 
 void direct(const CadyqDirect* job, void* scratch) {
@@ -437,13 +471,24 @@ void direct(const CadyqDirect* job, void* scratch) {
         static_cast<const int8_t*>(job->weights) + block / kBlock * block_bytes);
   };
   if (job->element == 1) {
+    const int apart = columns_apart(*job, pipeline);
+    const int width = job->width - apart;
+    const uint8_t* rows[kMaxKernel];
     for_blocks([&](int block, int outputs, const int8_t* w) {
       for (int y = 0; y < job->height; ++y) {
         const Inputs in{job->rows + y, k, chunks, pixel, w};
         if (job->is_signed)
-          pipeline.codes<true>(in, y, 0, job->width, block, outputs);
+          pipeline.codes<true>(in, y, 0, width, block, outputs);
         else
-          pipeline.codes<false>(in, y, 0, job->width, block, outputs);
+          pipeline.codes<false>(in, y, 0, width, block, outputs);
+      }
+      for (int x = width; x < job->width; ++x) {
+        for (int i = 0; i < k; ++i) rows[i] = job->rows[i] + x * pixel;
+        const Inputs in{rows, k, chunks, static_cast<size_t>(job->rows[1] - job->rows[0]), w};
+        if (job->is_signed)
+          pipeline.column<true>(in, x, job->height, block);
+        else
+          pipeline.column<false>(in, x, job->height, block);
       }
     });
     return;
