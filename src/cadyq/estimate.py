@@ -22,10 +22,10 @@ from cadyq.upscale import Model
 __all__ = ["Estimate", "Rates", "estimate", "measure_rates"]
 
 _SMALL, _LARGE = 96, 256
-_REPEATS = 2
+_REPEATS = 3
 _MIB = 1 << 20
 # Peak resident set, fitted to measurements (bench/estimate.py prints both). The interpreter with its libraries:
-_BASE_BYTES = {"engine": 64 * _MIB, "torch": 300 * _MIB}
+_BASE_BYTES = {"engine": 58 * _MIB, "torch": 300 * _MIB}
 # What a runtime holds per LR pixel of the block that it computes (SRResNet's shape), its result included:
 _BLOCK_BYTES = {"engine": 560, "torch": 4200}
 # What Pillow holds per pixel while it writes, besides the array; libvips' buffers while it reads and writes rows:
@@ -37,12 +37,14 @@ class Rates:
     """What this machine takes for pictures of one kind.
 
     Attributes:
+        start: seconds before the first picture, for packing the network.
         block: seconds per block, besides its pixels.
         pixel: seconds per LR pixel of a block, halo included.
         decode: seconds per LR pixel of the file.
         encode: seconds per pixel of the result's file.
     """
 
+    start: float
     block: float
     pixel: float
     decode: float
@@ -65,7 +67,9 @@ def measure_rates(task: PictureTask) -> Rates:
     piece, decode = _piece(task)
     found = model(task.model_name)
     small, large = (_cropped(piece, side) for side in (_SMALL, _LARGE))
+    start = time.perf_counter()
     _upscale(found, task, small)  # packs the network
+    start = time.perf_counter() - start
     result = _upscale(found, task, large)
     times = [_best(lambda part=part: _upscale(found, task, part)) for part in (small, large)]  # type: ignore[misc]
     areas = [part.pixels.shape[0] * part.pixels.shape[1] for part in (small, large)]
@@ -77,17 +81,19 @@ def measure_rates(task: PictureTask) -> Rates:
         quality = task.wanted.quality
         encode = _best(lambda: save_picture(path, task.target.suffix, result, quality))
     n_result = result.pixels.shape[0] * result.pixels.shape[1]
-    return Rates(max(0.0, times[1] - pixel * areas[1]), pixel, decode, encode / n_result)
+    block = max(0.0, times[1] - pixel * areas[1])
+    return Rates(max(0.0, start - times[0]), block, pixel, decode, encode / n_result)
 
 
-def estimate(task: PictureTask, rates: Rates) -> Estimate:
-    """Scale measured rates to a picture, the same or another one of its kind."""
+def estimate(task: PictureTask, rates: Rates, is_first: bool = True) -> Estimate:
+    """Scale measured rates to a picture, the same or another one of its kind; the first one of a job takes longer."""
     found, header = model(task.model_name), task.header
     height, width = header.height, header.width
     tile = task.wanted.tile or found.tile
     down, across = cut_into_blocks(height, width, tile, found.radius)
     read = sum(d.read[1] - d.read[0] for d in down) * sum(a.read[1] - a.read[0] for a in across)
     seconds = rates.decode * height * width + rates.encode * task.size[0] * task.size[1]
+    seconds += rates.start if is_first else 0.0
     seconds += rates.block * len(down) * len(across) + rates.pixel * read
     return Estimate(seconds, _memory(task, found))
 

@@ -150,13 +150,13 @@ def _dry_run(jobs: list[Job], look: Callable[[Job], PictureTask], show: Callable
             task = look(job)
             # One measurement serves all pictures that are made alike.
             kind = (task.model_name, task.format, task.header.is_deep, task.is_streamed)
-            if kind not in rates:
+            if is_first := kind not in rates:
                 rates[kind] = measure_rates(task)
         except CadyqError as error:
             show({"event": "failed", "source": str(job.source), "message": str(error)})
             codes.append(error.exit_code)
             continue
-        found = estimate(task, rates[kind])
+        found = estimate(task, rates[kind], is_first)
         seconds, memory = seconds + found.seconds, max(memory, found.memory_bytes)
         show(_estimated(task, found))
     show({"event": "total", "n_images": len(jobs), "seconds": round(seconds, 1), "memory_bytes": memory})
