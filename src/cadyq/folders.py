@@ -23,10 +23,21 @@ from cadyq.io.files import remove_leftovers
 from cadyq.io.images import SUFFIXES
 from cadyq.io.journal import Journal
 
-__all__ = ["Event", "Job", "Outcome", "Task", "find_jobs", "run_jobs"]
+__all__ = [
+    "HOPELESS",
+    "Event",
+    "Job",
+    "Outcome",
+    "Task",
+    "check_targets",
+    "find_jobs",
+    "is_picture",
+    "pictures_in",
+    "run_jobs",
+]
 
-# After these, every further picture would fail as well, after minutes of work each.
-_HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""After these, every further picture would fail as well, after minutes of work each."""
 
 Event: TypeAlias = dict[str, Any]
 """What happened, fit for JSON; ``event`` is ``start``, ``progress``, ``done``, ``skipped``, ``failed`` or
@@ -90,13 +101,28 @@ def find_jobs(
     """
     jobs: list[Job] = []
     for given in inputs:
-        found = list(_pictures(os.fspath(given), output, recursive))
-        if not found:
-            remedy = "" if recursive else "pass --recursive if they lie in folders inside it"
-            raise ArgumentError("input", os.fspath(given), "a folder or pattern that holds pictures", remedy)
+        found = pictures_in(os.fspath(given), output, recursive)
         jobs += [Job(p, output / p.relative_to(base).parent / f"{p.stem}{suffix(p)}") for p, base in found]
     check_targets(jobs)
     return jobs
+
+
+def pictures_in(given: str, output: Path | None, recursive: bool = False) -> list[tuple[Path, Path]]:
+    """Pictures of a file, folder or pattern, in a fixed order, each with the folder that its place counts from.
+
+    Args:
+        given: as of `find_jobs`.
+        output: a folder to leave out, if there is one.
+        recursive: also take folders inside folders.
+
+    Raises:
+        ArgumentError: there is none.
+    """
+    found = list(_pictures(given, output, recursive))
+    if not found:
+        remedy = "" if recursive else "pass --recursive if they lie in folders inside it"
+        raise ArgumentError("input", given, "a folder or pattern that holds pictures", remedy)
+    return found
 
 
 def check_targets(jobs: Iterable[Job]) -> None:
@@ -149,7 +175,7 @@ def run_jobs(
                 outcome.failed += (error.exit_code,)
                 clock.finished(job, worked=False)
                 emit({"event": "failed", **here, "message": str(error), "exit_code": error.exit_code})
-                if getattr(error.__cause__, "errno", None) in _HOPELESS:
+                if getattr(error.__cause__, "errno", None) in HOPELESS:
                     raise ImageError(
                         f"stopped after {outcome.done} of {len(jobs)} pictures: {error}; "
                         "when that is mended, the same command goes on from here"
@@ -235,32 +261,32 @@ class _Clock:
         return round(time.monotonic() - self._start, 3)
 
 
-def _pictures(given: str, output: Path, recursive: bool) -> Iterator[tuple[Path, Path]]:
-    """Yield (picture, folder that its place in the tree is counted from), in a fixed order."""
+def is_picture(name: str) -> bool:
+    """Whether a file is taken for a picture, by its name alone."""
+    return name[0] != "." and Path(name).suffix.lower() in SUFFIXES
+
+
+def _pictures(given: str, output: Path | None, recursive: bool) -> Iterator[tuple[Path, Path]]:
     path = Path(given)
     if path.is_dir():
         for folder, names, files in os.walk(path):
             here = Path(folder)
             names[:] = sorted(n for n in names if recursive and n[0] != "." and not _same(here / n, output))
-            yield from ((here / n, path) for n in sorted(files) if _is_picture(n))
+            yield from ((here / n, path) for n in sorted(files) if is_picture(n))
     elif glob.has_magic(given) and not path.exists():
         parts = path.parts
         n_plain = next(i for i, part in enumerate(parts) if glob.has_magic(part))
         base = Path(*parts[:n_plain])
         matches = map(Path, sorted(glob.glob(given, recursive=True)))
         yield from (
-            (m, base) for m in matches if m.is_file() and _is_picture(m.name) and output not in m.parents
+            (m, base) for m in matches if m.is_file() and is_picture(m.name) and output not in m.parents
         )
     else:
         yield path, path.parent
 
 
-def _is_picture(name: str) -> bool:
-    return name[0] != "." and Path(name).suffix.lower() in SUFFIXES
-
-
-def _same(one: Path, other: Path) -> bool:
-    return other.exists() and one.samefile(other)
+def _same(one: Path, other: Path | None) -> bool:
+    return other is not None and other.exists() and one.samefile(other)
 
 
 def _file_id(path: Path) -> tuple[int, int] | None:

@@ -25,11 +25,11 @@ from cadyq.io.images import (
     read_image,
     save_picture,
 )
-from cadyq.io.shipped import default_model, model_path, plan_path, shipped_scales
+from cadyq.io.shipped import default_model, model_path, plan_path, shipped_models, shipped_scales
 from cadyq.io.stream import STREAMED_FORMATS, FileRows, has_vips, reduced, split_channels, write_rows
 from cadyq.upscale import Figures, Mode, Model, OnPart, Progress, load
 
-__all__ = ["STREAM_PIXELS", "PictureTask", "Wanted", "choose_model", "prepare"]
+__all__ = ["STREAM_PIXELS", "PictureTask", "Wanted", "choose_model", "job_settings", "prepare"]
 
 STREAM_PIXELS = 48_000_000
 """Output pixels from which on a picture is streamed, where libvips is installed and the format allows it."""
@@ -103,8 +103,11 @@ class PictureTask:
     @property
     def settings(self) -> Mapping[str, Any]:
         """All that decides about the result besides the source; threads do not."""
-        found = {k: v for k, v in asdict(self.wanted).items() if k not in ("threads", "max_pixels", "model")}
-        return {**found, "model": _fingerprint(self.model_name), "streamed": self.is_streamed}
+        return {
+            **_deciding(self.wanted),
+            "model": _fingerprint(self.model_name),
+            "streamed": self.is_streamed,
+        }
 
     @property
     def format(self) -> str:
@@ -281,6 +284,22 @@ def choose_model(header: Header, wanted: Wanted) -> tuple[str, str, tuple[str, .
 def model(name: str) -> Model:
     """A loaded model, kept for the next picture."""
     return load(name)
+
+
+def job_settings(wanted: Wanted) -> Mapping[str, Any]:
+    """All that decides about results besides the sources, without looking at one; fit for JSON.
+
+    Where `prepare` would choose the model by the picture, all that it could choose are in it.
+
+    Raises:
+        ArgumentError: the model is not known.
+    """
+    names = shipped_models() if wanted.model is None else [wanted.model]
+    return {**_deciding(wanted), "models": [_fingerprint(name) for name in names], "vips": has_vips()}
+
+
+def _deciding(wanted: Wanted) -> dict[str, Any]:
+    return {k: v for k, v in asdict(wanted).items() if k not in ("threads", "max_pixels", "model")}
 
 
 @lru_cache(maxsize=16)

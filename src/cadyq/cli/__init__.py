@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from cadyq import __version__
 from cadyq.cli import (
     audit,
+    bulk,
     calibrate,
     compare,
     download,
@@ -35,6 +36,7 @@ __all__ = ["main"]
 
 COMMANDS = (
     upscale,
+    bulk,
     video,
     serve,
     evaluate,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["remove_leftovers", "replacing", "sha256_of", "write_atomic"]
+__all__ = ["leftovers", "remove_leftovers", "replacing", "sha256_of", "temporary_name", "write_atomic"]
 
 _TEMPORARY = re.compile(r"\.([0-9a-f]{16})-[0-9a-f]{8}\.tmp")
 _CHUNK = 1 << 20
@@ -28,9 +28,8 @@ def replacing(path: Path, ready: Callable[[Path], None] | None = None) -> Iterat
         ready: called with the complete temporary file just before it is renamed.
     """
     # In the same folder, because a rename is atomic within one file system only. Opened by the caller, so
-    # that the file gets the permissions of any new file, not the private ones of `tempfile`. The name says
-    # whose it is: what a killed process left can be told from what another one is writing.
-    temporary = path.parent / f".{_tag(path.name)}-{uuid.uuid4().hex[:8]}.tmp"
+    # that the file gets the permissions of any new file, not the private ones of `tempfile`.
+    temporary = path.parent / temporary_name(path.name)
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -49,18 +48,31 @@ def write_atomic(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def temporary_name(name: str) -> str:
+    """A new name for the temporary file that will be called ``name``, in the same folder.
+
+    It says whose it is: what a killed process left can be told from anything else, see `leftovers`.
+    """
+    return f".{_tag(name)}-{uuid.uuid4().hex[:8]}.tmp"
+
+
+def leftovers(names: Iterable[str], targets: Iterable[str]) -> list[str]:
+    """Those ``names`` of a folder's files that are temporary files of one of ``targets``, by `temporary_name`."""
+    known = {_tag(target) for target in targets}
+    found = (_TEMPORARY.fullmatch(name) for name in names)
+    return [match.group() for match in found if match is not None and match.group(1) in known]
+
+
 def remove_leftovers(targets: Iterable[Path]) -> int:
     """Remove the temporary files that killed processes left beside ``targets``; return how many."""
-    tags: dict[Path, set[str]] = {}
+    folders: dict[Path, list[str]] = {}
     for target in targets:
-        tags.setdefault(target.parent, set()).add(_tag(target.name))
+        folders.setdefault(target.parent, []).append(target.name)
     removed = 0
-    for folder, known in tags.items():
-        for name in os.listdir(folder) if folder.is_dir() else ():
-            found = _TEMPORARY.fullmatch(name)
-            if found is not None and found.group(1) in known:
-                (folder / name).unlink(missing_ok=True)
-                removed += 1
+    for folder, known in folders.items():
+        for name in leftovers(os.listdir(folder), known) if folder.is_dir() else ():
+            (folder / name).unlink(missing_ok=True)
+            removed += 1
     return removed
 
 

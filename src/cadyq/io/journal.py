@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 from cadyq.errors import ImageError
 from cadyq.io.files import sha256_of
 
-__all__ = ["JOURNAL_NAME", "Journal", "State"]
+__all__ = ["JOURNAL_NAME", "Journal", "State", "lock"]
 
 JOURNAL_NAME = ".cadyq.jsonl"
 
@@ -83,7 +83,7 @@ class Journal:
     def _open(self) -> None:
         try:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-            _lock(self._descriptor)
+            lock(self._descriptor)
             with self.path.open("rb") as file:
                 lines = file.read().split(b"\n")
         except BlockingIOError:
@@ -146,7 +146,7 @@ def _is_same(path: Path, known: dict[str, Any]) -> bool:
         return False
 
 
-def _lock(descriptor: int) -> None:
+def lock(descriptor: int) -> None:
     """Hold a file until it is closed, or the process ends in whatever way; raises `BlockingIOError`."""
     try:
         import fcntl
