@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,18 +41,20 @@ def add_bench(parser: argparse.ArgumentParser, folder: str) -> None:
         "--models",
         metavar="FOLDER",
         action="append",
-        help="more networks beside the shipped ones (default: models, if it exists); may be repeated",
+        help="more networks beside the shipped ones (default: CADYQ_MODELS or models); may be repeated",
     )
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
 def bench(options: argparse.Namespace) -> Bench:
+    from cadyq.io.shipped import MODELS_VARIABLE
     from cadyq.report.bench import Bench
     from cadyq.report.lab import Lab
     from cadyq.report.networks import scan
 
-    given = options.models if options.models is not None else [f for f in ("models",) if Path(f).is_dir()]
+    usual = os.environ.get(MODELS_VARIABLE) or "models"
+    given = options.models if options.models is not None else [f for f in (usual,) if Path(f).is_dir()]
     folder = Path(options.output)
     lab = Lab(
         folder / ".measured",
