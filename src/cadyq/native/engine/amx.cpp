@@ -187,19 +187,19 @@ class Waiting {
   Waiting(const CadyqEpilogue& e, const CadyqTarget& target, int height)
       : e_(e), target_(target), store_(e, target), height_(height) {
     const CadyqSnap* snap = target.snap;
-    const Residual kind = !target.residual                                       ? Residual::kNone
-                          : !snap                                                ? Residual::kValues
-                          : snap->multiplier && snap->low == -snap->high         ? Residual::kCodes
-                                                                                 : Residual::kOther;
+    const Residual kind = !target.residual                               ? Residual::kNone
+                          : !snap                                        ? Residual::kValues
+                          : snap->multiplier && snap->low == -snap->high ? Residual::kCodes
+                                                                         : Residual::kOther;
     const bool is_code = e.store == CADYQ_CODE8, is_unsigned = is_code && e.quantizer.is_unsigned;
-    const bool plain = (!is_code || e.quantizer.covers) && (!e.slope || e.is_fraction);
+    const bool plain = (!is_code || e.quantizer.covers) && (!e.slope || e.slopes != CADYQ_ANY);
     if (target.channels % kBlock || !plain || e.store == CADYQ_CODE16)
       full_ = any;
     else if (!is_code)
       full_ = e.gain ? (e.slope ? values_for<true, true>(kind) : values_for<false, true>(kind))
                      : (e.slope ? values_for<true, false>(kind) : values_for<false, false>(kind));
-    else if (is_unsigned)
-      full_ = e.slope && !is_rectifier() ? codes<true, true> : codes<false, true>;
+    else if (is_unsigned)  // has no other codes for what is negative
+      full_ = e.slope && e.slopes != CADYQ_ZEROS ? codes<true, true> : codes<false, true>;
     else
       full_ = e.slope ? codes<true, false> : codes<false, false>;
   }
@@ -240,13 +240,6 @@ class Waiting {
   }
 
  private:
-  // All slopes are 0: unsigned codes have no others for what is negative.
-  bool is_rectifier() const {
-    for (int c = 0; c < target_.channels; ++c)
-      if (e_.slope[c] != 0) return false;
-    return true;
-  }
-
   static void any(Waiting& w) {
     const int left = w.pixels_ - w.done_;
     for (int c = 0; c < w.outputs_; c += kLanes) {
@@ -525,7 +518,7 @@ void columns(const CadyqColumns* job, void* scratch) {
   const int chunks = (job->pixel_bytes + kChunkBytes - 1) / kChunkBytes;
   // As in kernels.inl.h: a piece's last columns are kept for the sums of the next one.
   int kept = 0, out = 0;
-  const uint8_t* rows[kMaxKernel];
+  const uint8_t* rows[32];  // the partial sums of a column are those of 32 outputs, so the kernel is smaller
   for (int done = 0, n; done < total; done += n) {
     n = piece(total - done);
     for (int i = 0; i < k; ++i) rows[i] = job->rows[i] + static_cast<size_t>(done) * pixel;

@@ -319,7 +319,7 @@ class TileRun {
       return snap;
     };
     if (in_place && n_.kernels_->snaps_residual && channels % 32 == 0 && n_.is_whole(layer.skip.data->parts) &&
-        layer.skip.data->parts[0].channels == channels && (layer.conv->slope.empty() || layer.conv->is_fraction)) {
+        layer.skip.data->parts[0].channels == channels && (layer.conv->slope.empty() || layer.conv->slopes != CADYQ_ANY)) {
       snap_ = snap_of(0);
       is_snapped_ = true;
       return rows_in_place();

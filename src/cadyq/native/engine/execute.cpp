@@ -135,7 +135,7 @@ CadyqEpilogue Network::epilogue(const Conv& conv, int k, const Conv* next, bool 
   e.factor = conv.factor[k].data();
   e.bias = conv.bias.data();
   e.slope = conv.slope.empty() ? nullptr : conv.slope.data();
-  e.is_fraction = conv.is_fraction;
+  e.slopes = conv.slopes;
   e.store = CADYQ_INT16;
   e.gain = conv.levels ? conv.gain.data() : nullptr;
   e.levels = static_cast<float>(conv.levels);

@@ -9,6 +9,9 @@ extern "C" {
 // How results are stored: int16 values, or codes of the only site that reads them.
 enum CadyqStore { CADYQ_INT16 = 0, CADYQ_CODE8 = 1, CADYQ_CODE16 = 2 };
 
+// What is known of all slopes of an activation.
+enum CadyqSlopes { CADYQ_ANY = 0, CADYQ_FRACTIONS = 1, CADYQ_ZEROS = 2 };
+
 // Equation (4): code = clamp(rint(value * multiplier), low, high). `flip` is 0x80 where 8-bit codes are stored
 // with an offset of 128, as u8 x s8 products need.
 struct CadyqQuantizer {
@@ -30,7 +33,7 @@ struct CadyqSnap {
 struct CadyqEpilogue {
   const float *factor, *bias;
   const float* slope;  // null: no activation
-  int32_t is_fraction;  // all slopes lie in [0, 1]: activation is the larger of t and slope * t
+  int32_t slopes;      // CadyqSlopes; where they lie in [0, 1], activation is the larger of t and slope * t
   int32_t store;       // CadyqStore
   CadyqQuantizer quantizer;
   // Only with CADYQ_INT16: results are codes up to `levels` first and `gain` times that then; null: no codes.

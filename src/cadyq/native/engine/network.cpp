@@ -179,7 +179,8 @@ Conv* Network::prepare(const ConvData& data, int shuffle, bool is_last, bool fro
   for (size_t i = 0; i < conv.quantizer.size(); ++i) conv.quantizer[i].multiplier = conv.multiplier[i].data();
   conv.bias = spread(data.bias.data());
   if (!data.slope.empty()) conv.slope = spread(data.slope.data());
-  conv.is_fraction = std::all_of(data.slope.begin(), data.slope.end(), [](float s) { return s >= 0 && s <= 1; });
+  const auto [least, most] = std::minmax_element(data.slope.begin(), data.slope.end());
+  if (!data.slope.empty() && *least >= 0 && *most <= 1) conv.slopes = *most == 0 ? CADYQ_ZEROS : CADYQ_FRACTIONS;
   for (const auto& factor : conv.factor)
     for (int o = 0; o < outputs; ++o)
       conv.largest = std::max(conv.largest, std::abs(static_cast<double>(norm) * largest * factor[o]) + std::abs(conv.bias[o]));

@@ -102,7 +102,7 @@ struct Conv {
   std::vector<std::vector<float>> factor;  // per candidate
   std::vector<float> bias, slope, gain;
   int levels = 0;
-  bool is_fraction = false;  // all slopes lie in [0, 1]
+  int slopes = CADYQ_ANY;
   std::vector<std::vector<int32_t>> init;  // per candidate
   std::vector<CadyqQuantizer> quantizer;
   std::vector<std::vector<float>> multiplier;
