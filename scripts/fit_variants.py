@@ -160,7 +160,7 @@ def main() -> None:
         }
         print(f"{name}: {table.mean(axis=1).round(2).tolist()} bits per bin")
     record = {
-        "base": network.digest(),
+        "base": network.weights_digest(),
         "variants": variants,
         "fqr": options.fqr,
         "crops": options.crops,

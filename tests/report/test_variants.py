@@ -6,8 +6,8 @@ from networks import scene
 
 from cadyq.errors import CheckpointError
 from cadyq.io.checkpoints import save_checkpoint
-from cadyq.report.networks import find, scan
-from cadyq.report.variants import SCORES, Subject, score_tiles
+from cadyq.report.networks import find, read_network, scan
+from cadyq.report.variants import SCORES, Subject, fitted_for, score_tiles
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def fitted(network, tmp_path):
         path = tmp_path / "selectors" / f"{network.name}.safetensors"
         save_checkpoint(path, arrays, {"backbone": "srresnet", "scale": 4, "quantization": record})
 
-    write(network.digest())
+    write(network.weights_digest())
     return tmp_path, write
 
 
@@ -48,6 +48,10 @@ def half(side=32):
     picture = np.full((side, 2 * side, 3), 100, np.uint8)
     picture[:, side:] = np.random.default_rng(0).integers(0, 256, (side, side, 3))
     return picture
+
+
+def test_shipped_variants_belong_to_the_shipped_network():
+    assert "gradient" in fitted_for(read_network("srresnet-x4-cadyq")).variants
 
 
 def test_forced(network):

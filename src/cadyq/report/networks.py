@@ -100,6 +100,15 @@ class Network:
             total.update(plan.read_bytes())
         return total.hexdigest()
 
+    def weights_digest(self) -> str:
+        """SHA-256 over its arrays: what selectors were fitted for, however it is recorded or lowered."""
+        arrays, _ = load_checkpoint(self.path)
+        total = hashlib.sha256()
+        for name in sorted(arrays):
+            total.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+            total.update(arrays[name].tobytes())
+        return total.hexdigest()
+
     def facts(self) -> dict[str, Any]:
         """What a table says about it."""
         return {

@@ -86,7 +86,7 @@ class Fitted:
     Attributes:
         path: the file.
         arrays: of all variants, by ``VARIANT/...``.
-        record: how they were fitted: ``base`` (digest of the network), ``variants``, ``fqr``, ``crops``.
+        record: how they were fitted: ``base`` (`Network.weights_digest`), ``variants``, ``fqr``, ``crops``.
     """
 
     path: Path
@@ -197,7 +197,7 @@ def fitted_for(network: Network, models: Iterable[str | os.PathLike[str]] = ()) 
         if path.is_file():
             arrays, metadata = load_checkpoint(path)
             record = metadata["quantization"]
-            if record["base"] != network.digest():
+            if record["base"] != network.weights_digest():
                 raise CheckpointError(
                     f"{path} was fitted for other weights than {network.path}; run scripts/fit_variants.py again"
                 )
