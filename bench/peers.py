@@ -383,7 +383,7 @@ def ratios(everybody: list[Contestant], case: str, isa: str) -> dict[str, Any]:
         best = min(peers, key=lambda one: one.median)
         entry: dict[str, Any] = {"peer": best.name, "ratio": best.median / ours.median}
         if (case, precision) in BARS:
-            entry["floor"], entry["goal"] = BARS[case, precision][isa != "avx2"]
+            entry["floor"], entry["goal"] = BARS[case, precision][isa in ("avx512vnni", "amx")]
         result[precision] = entry
     return result
 

@@ -151,7 +151,7 @@ def rows() -> list[Row]:
 def training_of(row: Row, full: bool, init: str, steps: int | None = None) -> Any:
     """The `cadyq.training.stages.Training` of one row, whose only stage has the row's name.
 
-    ``steps`` replaces the short schedule's; a selector's learning rate makes up for it.
+    ``steps`` is another length; in the short schedule a selector's learning rate makes up for it.
     """
     from cadyq.training.stages import read_training, replaced
 
@@ -166,6 +166,8 @@ def training_of(row: Row, full: bool, init: str, steps: int | None = None) -> An
         changes["lr_selector"] = recipe.lr_selector * recipe.steps / short
         recipe = recipe.shortened(short)
         changes["lr"] = 1e-4 if init else like.lr
+    elif steps:
+        recipe = recipe.shortened(steps)
     changes["lr_by_rms"] = bool(init)
     recipe = dataclasses.replace(recipe, **changes)
     stage = dataclasses.replace(
@@ -262,10 +264,6 @@ def run(options: argparse.Namespace, places: Places, chosen: list[Row]) -> None:
             print(f"{row.name}: waits for {row.parent}")
             continue
         training = training_of(row, places.full, str(parent or ""), options.steps)
-        if options.steps and places.full:
-            stage = training.stages[0]
-            recipe = stage.recipe.shortened(options.steps)
-            training = dataclasses.replace(training, stages=(dataclasses.replace(stage, recipe=recipe),))
         splits = [
             load_training(training.data, split, training.scale, places.root / "runs" / "cache", options.root)
             for split in ("train", "validation")

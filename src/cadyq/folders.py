@@ -81,6 +81,17 @@ class Outcome:
         """0, or that of the first failure."""
         return self.failed[0] if self.failed else 0
 
+    def event(self, seconds: float) -> Event:
+        """The last event of a job."""
+        return {
+            "event": "end",
+            "n_done": self.done,
+            "n_skipped": self.skipped,
+            "n_failed": len(self.failed),
+            "exit_code": self.exit_code,
+            "seconds": round(seconds, 3),
+        }
+
 
 def find_jobs(
     inputs: Sequence[str | os.PathLike[str]],
@@ -185,16 +196,7 @@ def run_jobs(
             outcome.done += said is not None
             clock.finished(job, worked=said is not None)
             emit({"event": "skipped" if said is None else "done", **here, **(said or {})})
-        emit(
-            {
-                "event": "end",
-                "n_done": outcome.done,
-                "n_skipped": outcome.skipped,
-                "n_failed": len(outcome.failed),
-                "exit_code": outcome.exit_code,
-                "seconds": clock.elapsed(),
-            }
-        )
+        emit(outcome.event(clock.elapsed()))
     return outcome
 
 
@@ -258,7 +260,7 @@ class _Clock:
         return round(max(0.0, self._left - here) * spent / worked, 1) if worked else None
 
     def elapsed(self) -> float:
-        return round(time.monotonic() - self._start, 3)
+        return time.monotonic() - self._start
 
 
 def is_picture(name: str) -> bool:

@@ -101,16 +101,7 @@ def run_bulk(
     n_told = outcome.done + outcome.skipped + len(outcome.failed)
     if n_told != len(items):
         raise CadyqError(f"{n_told} of {len(items)} pictures were reported; the same command does the others")
-    emit(
-        {
-            "event": "end",
-            "n_done": outcome.done,
-            "n_skipped": outcome.skipped,
-            "n_failed": len(outcome.failed),
-            "exit_code": outcome.exit_code,
-            "seconds": round(time.monotonic() - begin, 3),
-        }
-    )
+    emit(outcome.event(time.monotonic() - begin))
     return outcome
 
 

@@ -192,7 +192,7 @@ class Waiting {
                           : snap->multiplier && snap->low == -snap->high ? Residual::kCodes
                                                                          : Residual::kOther;
     const bool is_code = e.store == CADYQ_CODE8, is_unsigned = is_code && e.quantizer.is_unsigned;
-    const bool plain = (!is_code || e.quantizer.covers) && (!e.slope || e.slopes != CADYQ_ANY);
+    const bool plain = (!is_code || e.quantizer.covers) && e.slopes != CADYQ_ANY;
     if (target.channels % kBlock || !plain || e.store == CADYQ_CODE16)
       full_ = any;
     else if (!is_code)

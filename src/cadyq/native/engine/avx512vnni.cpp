@@ -205,7 +205,7 @@ extern "C" const CadyqKernels* cadyq_kernels_avx512vnni(void) {
   constexpr auto scratch = scratch_bytes;
   constexpr auto wino = winograd;
 #endif
-  static const CadyqKernels k = {"avx512vnni", 1,        kBlock, kTiles, kDirectBlock, kDirectBlock, 1, 64, 4, 4, 56, 80, 1, 0, 0, 0,
+  static const CadyqKernels k = {"avx512vnni", 1,        kBlock, kTiles, kDirectBlock, 1,      64,
                                  scratch,      quantize, snap,   sums,   wino,         direct, columns};
   return &k;
 }

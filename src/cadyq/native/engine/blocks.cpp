@@ -212,12 +212,8 @@ class TileRun {
     return {thread_.codes[i & 1].get(), (static_cast<size_t>(tile_.x1 - tile_.x0) + 2 * margin + 8) * pixel, pixel,
             tile_.y0 - margin, tile_.x0 - margin};
   }
-  void clear(const Codes& c, const Layer& layer, uint8_t zero) const {
-    const int margin = layer.out + layer.conv->pad;
-    std::memset(c.data, zero, c.pitch * (tile_.y1 - tile_.y0 + 2 * margin + 6));
-  }
-  // All but the box, which lies within the codes and is written afterwards.
-  void clear_around(const Codes& c, const Layer& layer, uint8_t zero, const Box& box) const {
+  // All but a box that lies within the codes and is written afterwards.
+  void clear(const Codes& c, const Layer& layer, uint8_t zero, const Box& box) const {
     const int margin = layer.out + layer.conv->pad, rows = tile_.y1 - tile_.y0 + 2 * margin + 6;
     for (int i = 0; i < rows; ++i) {
       uint8_t *row = c.data + i * c.pitch, *end = row + c.pitch;
@@ -237,10 +233,7 @@ class TileRun {
     const Codes to = codes(layer, i);
     const bool whole = n_.is_whole(layer.data->src);
     const Box box = region(layer.out + conv.pad);
-    if (!whole)
-      clear(to, layer, conv.quantizer[k].flip);
-    else if (at_border_)
-      clear_around(to, layer, conv.quantizer[k].flip, box);
+    if (at_border_ || !whole) clear(to, layer, conv.quantizer[k].flip, whole ? box : Box{});
     int offset = 0;
     for (const PartData& p : layer.data->src) {
       const int row = is_source(p.plane) ? n_.width_ * stride(p.plane) : 0;
@@ -268,7 +261,7 @@ class TileRun {
       const Layer& after = block_.layers[i + 1];
       next = after.conv;
       const Codes to = codes(after, i + 1);
-      if (at_border_) clear_around(to, after, next->quantizer[0].flip, box);
+      if (at_border_) clear(to, after, next->quantizer[0].flip, box);
       for (int y = box.y0; y < box.y1; ++y) thread_.out.push_back(to.at(y, box.x0));
     } else if (result) {
       for (int y = box.y0; y < box.y1; ++y)
@@ -319,7 +312,7 @@ class TileRun {
       return snap;
     };
     if (in_place && n_.kernels_->snaps_residual && channels % 32 == 0 && n_.is_whole(layer.skip.data->parts) &&
-        layer.skip.data->parts[0].channels == channels && (layer.conv->slope.empty() || layer.conv->slopes != CADYQ_ANY)) {
+        layer.skip.data->parts[0].channels == channels && layer.conv->slopes != CADYQ_ANY) {
       snap_ = snap_of(0);
       is_snapped_ = true;
       return rows_in_place();

@@ -67,7 +67,7 @@ CADYQ_INLINE void column_values(const int32_t* partial, int pitch, int n, const 
     for (int dx = 1; dx < job.kernel; ++dx)
       sum = _mm_add_epi32(sum, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + dx * (pitch + job.c_out))));
     __m128 t = _mm_add_ps(_mm_mul_ps(_mm_cvtepi32_ps(sum), factor), bias);
-    if (job.slope) t = _mm_blendv_ps(t, _mm_mul_ps(t, slope), t);
+    t = _mm_blendv_ps(t, _mm_mul_ps(t, slope), t);
     const __m128i v = _mm_cvtps_epi32(_mm_max_ps(_mm_min_ps(t, high), low));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(values + static_cast<size_t>(x) * 4), _mm_packs_epi32(v, v));
   }

@@ -9,7 +9,7 @@ extern "C" {
 // How results are stored: int16 values, or codes of the only site that reads them.
 enum CadyqStore { CADYQ_INT16 = 0, CADYQ_CODE8 = 1, CADYQ_CODE16 = 2 };
 
-// What is known of all slopes of an activation.
+// What is known of all slopes of an activation; none at all are fractions, too.
 enum CadyqSlopes { CADYQ_ANY = 0, CADYQ_FRACTIONS = 1, CADYQ_ZEROS = 2 };
 
 // Equation (4): code = clamp(rint(value * multiplier), low, high). `flip` is 0x80 where 8-bit codes are stored
@@ -91,15 +91,8 @@ struct CadyqKernels {
   int32_t winograd_block;  // outputs per block of packed Winograd weights
   int32_t winograd_tiles;  // 4x4 outputs per round: regions should hold a multiple of it
   int32_t direct_block;    // the same for direct kernels
-  int32_t code_block;      // and for those with 8-bit weights
   int32_t code_bytes;      // of the codes that the direct kernels read
   int32_t channel_block;   // planes of more than 32 channels are padded to multiples of this
-  int32_t round_rows, round_columns;  // 3x3 kernels make pixels in groups of this size
-  int32_t least_tile, most_tile;      // sides of the tiles that suit the caches, where the plan leaves the choice
-  int32_t run_block;       // runs of 8-bit weights are padded to multiples of so many bytes
-  int32_t signed_codes;    // 8-bit codes below 0 are multiplied as such, without an offset of 128
-  int32_t snaps_residual;  // takes a target's `snap` with outputs in multiples of 32 and slopes that are fractions
-  int32_t splits_values;   // multiplies int16 values of planes by 8-bit weights; kernels up to CADYQ_MAX_SPLIT_KERNEL
   size_t (*scratch_bytes)(int32_t c_in_max);
   // Strides are the channels from one pixel to the next. `ahead` is where what is read next lies, 0: unknown.
   void (*quantize)(const int16_t* src, int32_t src_stride, void* dst, int32_t dst_stride, int32_t pixels,
@@ -112,6 +105,15 @@ struct CadyqKernels {
   void (*winograd)(const CadyqWinograd* job, void* scratch);
   void (*direct)(const CadyqDirect* job, void* scratch);
   void (*columns)(const CadyqColumns* job, void* scratch);
+
+  // What most sets have in common.
+  int32_t code_block = 0;                     // `direct_block` for 8-bit weights, if it is another one
+  int32_t run_block = 1;                      // runs of 8-bit weights are padded to multiples of so many bytes
+  int32_t round_rows = 4, round_columns = 4;  // 3x3 kernels make pixels in groups of this size
+  int32_t least_tile = 56, most_tile = 80;    // sides of tiles that suit the caches, where the plan leaves the choice
+  int32_t signed_codes = 0;    // 8-bit codes below 0 are multiplied as such, without an offset of 128
+  int32_t snaps_residual = 0;  // takes a target's `snap`, with outputs in multiples of 32 and slopes that are fractions
+  int32_t splits_values = 0;   // multiplies planes' int16 values by 8-bit weights; kernels to CADYQ_MAX_SPLIT_KERNEL
 };
 
 const CadyqKernels* cadyq_kernels_portable(void);

@@ -97,7 +97,7 @@ void Network::pack(const ConvData& data, Conv& conv) {
   const bool columns = conv.kind == Conv::kColumns;
   const int group = 4 / conv.weight_bytes, run = columns ? conv.c_in : k * conv.c_in;
   const int steps = round_up(run, conv.weight_bytes == 1 ? kernels_->run_block : group) / group;
-  const int packed = conv.weight_bytes == 1 ? kernels_->code_block : kernels_->direct_block;
+  const int packed = conv.weight_bytes == 1 && kernels_->code_block ? kernels_->code_block : kernels_->direct_block;
   const int block = columns ? std::min(packed, 32) : packed;
   const int outputs = columns ? 32 : round_up(conv.c_out, block);
   const size_t count = static_cast<size_t>(outputs) * k * steps * group;
@@ -179,11 +179,13 @@ Conv* Network::prepare(const ConvData& data, int shuffle, bool is_last, bool fro
   for (size_t i = 0; i < conv.quantizer.size(); ++i) conv.quantizer[i].multiplier = conv.multiplier[i].data();
   conv.bias = spread(data.bias.data());
   if (!data.slope.empty()) conv.slope = spread(data.slope.data());
-  const auto [least, most] = std::minmax_element(data.slope.begin(), data.slope.end());
-  if (!data.slope.empty() && *least >= 0 && *most <= 1) conv.slopes = *most == 0 ? CADYQ_ZEROS : CADYQ_FRACTIONS;
+  const auto [least, most] = std::minmax_element(conv.slope.begin(), conv.slope.end());
+  if (!conv.slope.empty()) conv.slopes = *least < 0 || *most > 1 ? CADYQ_ANY : *most == 0 ? CADYQ_ZEROS : CADYQ_FRACTIONS;
+  const double most_in = conv.raw ? 32768 : static_cast<double>(largest);
   for (const auto& factor : conv.factor)
     for (int o = 0; o < outputs; ++o)
-      conv.largest = std::max(conv.largest, std::abs(static_cast<double>(norm) * largest * factor[o]) + std::abs(conv.bias[o]));
+      conv.largest =
+          std::max(conv.largest, std::abs(static_cast<double>(norm) * most_in * factor[o]) + std::abs(conv.bias[o]));
   if (data.levels) {
     conv.levels = data.levels;
     conv.gain = spread(data.gain.data());

@@ -102,7 +102,7 @@ struct Conv {
   std::vector<std::vector<float>> factor;  // per candidate
   std::vector<float> bias, slope, gain;
   int levels = 0;
-  int slopes = CADYQ_ANY;
+  int slopes = CADYQ_FRACTIONS;
   std::vector<std::vector<int32_t>> init;  // per candidate
   std::vector<CadyqQuantizer> quantizer;
   std::vector<std::vector<float>> multiplier;

@@ -1,6 +1,5 @@
 // Kernels in plain C++, for any machine: the same arithmetic without Winograd or vector instructions.
 #include <algorithm>
-#include <vector>
 #include <cmath>
 
 #include "kernels.h"
@@ -56,7 +55,7 @@ void direct(const CadyqDirect* job, void*) {
 void columns(const CadyqColumns* job, void*) {
   const int k = job->kernel, steps = job->pixel_bytes / 4;
   const size_t half = static_cast<size_t>(k) * steps * kOutputs * 2;
-  std::vector<int32_t> sums(static_cast<size_t>(k) * 4, 0);  // of the last k pixels
+  int32_t sums[2 * kOutputs * 4] = {};  // of the last k pixels; there are no more than outputs of a column
   for (int x = 0; x < job->width + k - 1; ++x) {
     int32_t partial[2 * kOutputs];
     std::copy(job->init, job->init + 2 * kOutputs, partial);
@@ -111,7 +110,7 @@ size_t scratch_bytes(int32_t) { return 64; }
 }  // namespace
 
 extern "C" const CadyqKernels* cadyq_kernels_portable(void) {
-  static const CadyqKernels k = {"portable",    0,        kOutputs, 1,    kOutputs, kOutputs, 2, 32, 4, 4, 56, 80, 1, 0, 0, 0,
+  static const CadyqKernels k = {"portable",    0,        kOutputs, 1,    kOutputs, 2,      32,
                                  scratch_bytes, quantize, snap,     sums, nullptr,  direct, columns};
   return &k;
 }
