@@ -49,7 +49,7 @@ ALLOWED = {
     "training": ("errors", "config", "functional", "quant", "backbones", "native", "io", "data", "training"),
     "calibrate": ("errors", "config", "quant", "backbones", "io", "data", "training", "lowering"),
     "lowering": ("errors", "config", "functional", "quant", "backbones", "engine", "lowering"),
-    "bands": ("cells", "functional"),
+    "bands": ("cells", "engine.exits", "functional"),
     "folders": ("errors", "io.files", "io.images", "io.journal"),
     "upscale": ("errors", "bands", "cells", "config", "functional", "io", "engine", "quant.infer"),
     "pictures": ("errors", "cells", "functional", "io", "upscale"),

@@ -206,19 +206,6 @@ def test_exit_is_judged_alike_in_bands(exiting, monkeypatch):
     assert cut.exited == whole.exited
 
 
-def test_fade_weights():
-    near = np.zeros((3, 3), bool)
-    near[1, 0] = True
-    weights = bands.fade_weights(near, (6, 8), 4)
-    np.testing.assert_allclose(weights[3], [0.125, 0.375, 0.625, 0.875, 1, 1, 1, 1])
-    near[:] = False
-    near[2, 2] = True
-    weights = bands.fade_weights(near, (6, 8), 4)
-    assert weights[5, 7] == 0.125
-    assert (weights[0] == 1).all()
-    assert (weights[:, 0] == 1).all()
-
-
 def test_gray_stays_gray(models):
     gray = scene(20, 24)[..., 0]
     result = models["srresnet"].upscale(gray)

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cadyq.cells import Force, Inferred, Levels, SiteCost
+from cadyq.engine.exits import exit_scores, fill_exits
 from cadyq.functional.exit import ExitRule
-from cadyq.functional.resize import imresize_rows
 from cadyq.functional.tiling import Grid, Strip, strips
 
 __all__ = ["ArrayRows", "Bands", "RowSource", "part_of"]
@@ -75,6 +75,7 @@ class Bands:
         budget: moves the rule's threshold.
         force: bits in place of the selectors' choices; arrays are ``(rows * cols,)``.
         progress: called after every block with (done, total).
+        threads: for judging and filling cells that exit; None: all cores.
 
     Attributes:
         grid: the tiles.
@@ -95,9 +96,11 @@ class Bands:
         budget: float = 0.0,
         force: Force = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        threads: int | None = None,
     ) -> None:
         self._source, self._run, self._scale, self._tile = source, run, scale, tile
         self._rule, self._budget, self._force, self._progress = rule, budget, force, progress
+        self._threads = threads
         self.grid = Grid(*source.shape, tile)
         shape = (self.grid.rows, self.grid.cols)
         self.bits = {site.name: np.zeros(shape, np.uint8) for site in sites}
@@ -119,7 +122,20 @@ class Bands:
                 done += 1
                 self._progress(done, total)
             if self.exits[self._cells(down.keep)].any():
-                self._fill_exits(down, band)
+                assert self._rule is not None
+                band = np.ascontiguousarray(band)  # it may be a part of its block
+                fill_exits(
+                    band,
+                    self._source.read(*down.read),
+                    self.exits,
+                    top=down.read[0],
+                    height=self._source.shape[0],
+                    first=down.keep[0] // self._tile,
+                    scale=s,
+                    cell=self._tile,
+                    fade=self._rule.fade,
+                    threads=self._threads,
+                )
             yield band
             del band  # a band can be large; the next one must not be computed beside it
 
@@ -152,37 +168,17 @@ class Bands:
         if self._rule is None:
             return
         height, width = self._source.shape
-        largest = np.float32(np.iinfo(self._source.dtype).max)
         step = max(1, _BLOCK_PIXELS // (width * self._tile))
         while self._judged < upto:
             first, last = self._judged, min(self._judged + step, upto)
             # A gradient needs one more pixel on either side; whole tiles keep the grid.
             top = max(0, first - 1) * self._tile
-            light = self._source.read(top, min(height, (last + 1) * self._tile)).astype(np.float32) / largest
-            rows = self._rule.exits(light, self._tile, -self._budget)
+            levels = self._source.read(top, min(height, (last + 1) * self._tile))
+            scores = exit_scores(self._rule, levels, self._tile, self._threads)
             skipped = first - top // self._tile
-            self.exits[first:last] = rows[skipped : skipped + last - first]
+            leave = scores[skipped : skipped + last - first] < self._rule.threshold - self._budget
+            self.exits[first:last] = leave
             self._judged = last
-
-    def _fill_exits(self, down: Strip, band: Levels) -> None:
-        """Bicubic where tiles left, with a cross-fade inside the computed tiles that touch them."""
-        assert self._rule is not None
-        (height, width), s = self._source.shape, self._scale
-        rows = (down.keep[0] * s, down.keep[1] * s)
-        part, size = self._source.read(*down.read), (height * s, width * s)
-        plain: Levels = imresize_rows(part, down.read[0], height, size, rows)
-        fade, side = self._rule.fade * s, self._tile * s
-        around = np.pad(self.exits, 1)
-        first, last = down.keep[0] // self._tile, -(-down.keep[1] // self._tile)
-        largest = np.iinfo(self._source.dtype).max
-        for row, col in np.ndindex(last - first, self.grid.cols):
-            box = (slice(row * side, (row + 1) * side), slice(col * side, (col + 1) * side))
-            if self.exits[first + row, col]:
-                band[box] = plain[box]
-            elif fade and (near := around[first + row : first + row + 3, col : col + 3]).any():
-                weight = fade_weights(near, band[box].shape[:2], fade)[..., None]
-                mixed = plain[box] + weight * (band[box].astype(np.float32) - plain[box])
-                band[box] = np.floor(mixed + 0.5).clip(0, largest)
 
     def _cells(self, span: tuple[int, int]) -> slice:
         return slice(span[0] // self._tile, -(-span[1] // self._tile))
@@ -201,18 +197,3 @@ def cut_into_blocks(height: int, width: int, tile: int, halo: int) -> tuple[list
     n_across = -(-width // _BLOCK_WIDTH)
     rows = max(1, _BLOCK_PIXELS // (min(width, _BLOCK_WIDTH) * tile))
     return strips(height, tile, rows, halo), strips(width, tile, -(-n_cols // n_across), halo)
-
-
-def fade_weights(near: NDArray[np.bool_], shape: tuple[int, ...], fade: int) -> NDArray[np.float32]:
-    """Weight of the network in a computed cell: 0 at exited neighbors (3, 3), 1 from ``fade`` pixels on."""
-    ramps = []
-    for length in shape:
-        up = np.minimum((np.arange(length, dtype=np.float32) + 0.5) / fade, 1)
-        ramps.append((up, np.ones_like(up), up[::-1]))
-    result = np.ones(shape, np.float32)
-    for i, j in np.argwhere(near):
-        down, side = ramps[0][i][:, None], ramps[1][j][None]
-        # Distance to a neighbor at a corner is the larger of the two; to one at a side only that side counts.
-        ramp = np.maximum(down, side) if i != 1 and j != 1 else (down if i != 1 else side)
-        result = np.minimum(result, ramp)
-    return result

@@ -396,6 +396,7 @@ class Model:
             budget=budget,
             force=force,
             progress=progress or (lambda done, total: None),
+            threads=threads,
         )
 
     def _checked(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -123,6 +125,36 @@ def test_large_exited_areas():
         exited = np.random.default_rng(seed).random((9, 11)) < 0.8
         result = assert_equal(plan, random_picture(105, 130, seed), portable=False, exited=exited)
         assert exited.any() and not result.bits[exited].any()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    height=st.integers(1, 80),
+    width=st.integers(1, 80),
+    seed=st.integers(0, 2**16),
+    name=st.sampled_from(sorted(SMALL)),
+    share=st.sampled_from([0.1, 0.5, 0.9, 1.0]),
+    is_fixed=st.booleans(),
+    threads=st.integers(1, 3),
+)
+def test_fuzzed_exits(height, width, seed, name, share, is_fixed, threads):
+    # Where nothing is chosen, neighboring tiles are computed as one.
+    shape = replace(SMALL[name], bits=(8,)) if is_fixed else SMALL[name]
+    plan, rng = random_plan(shape, seed), np.random.default_rng(seed)
+    exited = rng.random(reference.tile_grid(height, width, plan.tile)) < share
+    image = random_picture(height, width, seed, colors=shape.colors)
+    expected = reference.run(plan, image, exited=exited)
+    for isa in available_isas():
+        if isa == "portable":
+            continue
+        engine = Engine(plan, threads, isa)
+        engine.upscale(
+            random_picture(height, width, seed + 1, colors=shape.colors)
+        )  # leaves other values behind
+        got = engine.upscale(image, exited=exited)
+        np.testing.assert_array_equal(got.bits, expected.bits)
+        np.testing.assert_array_equal(got.choice, expected.choice)
+        np.testing.assert_array_equal(got.image, expected.image)
 
 
 def test_engine_is_reusable_across_sizes():

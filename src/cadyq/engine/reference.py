@@ -26,11 +26,10 @@ from cadyq.engine.plan import (
 )
 from cadyq.engine.plan_check import MULTIPLIER_LIMIT
 from cadyq.errors import ArgumentError
+from cadyq.functional.image import GRAY_65536
+from cadyq.functional.logarithm import logarithm
 
 __all__ = ["Result", "check_image", "check_masks", "gradients", "run", "tile_grid"]
-
-SQRT_HALF, LN2 = 0.7071067811865476, 0.6931471805599453
-LUMA = np.array([19595, 38470, 7471], np.int64)  # BT.601 in 1/65536; equation (1).
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def gradients(image: Array, tile: int) -> Array:
     """Mean absolute Sobel derivatives of the grey image in [0, 1], per tile: ``(rows, columns, 2)``; (1)."""
     height, width, channels = image.shape
     x = image.astype(np.int64)
-    grey = (x * LUMA).sum(axis=2) if channels == 3 else x[:, :, 0] * 65536
+    grey = (x * GRAY_65536).sum(axis=2) if channels == 3 else x[:, :, 0] * 65536
     p = np.pad(grey, 1, mode="edge")
     smooth_y = p[:-2] + 2 * p[1:-1] + p[2:]
     smooth_x = p[:, :-2] + 2 * p[:, 1:-1] + p[:, 2:]
@@ -160,24 +159,6 @@ def deviations(plane: Array, step: float) -> Array:
         step
     )
     return deviation
-
-
-def logarithm(x: Array) -> Array:
-    """Natural logarithm of positive float64 values in a fixed order of operations; equation (10a).
-
-    The libraries' own may differ in the last bit from machine to machine, and with it a choice.
-    """
-    mantissa, exponent = np.frexp(x)
-    small = mantissa < SQRT_HALF
-    mantissa = np.where(small, mantissa + mantissa, mantissa)
-    exponent = exponent - small
-    t = (mantissa - 1.0) / (mantissa + 1.0)
-    square = t * t
-    series = np.full_like(t, 1.0 / 21.0)
-    for k in range(19, 0, -2):
-        series = series * square + 1.0 / k
-    result: Array = exponent * LN2 + (t + t) * series
-    return result
 
 
 def select(site: Site, gradient: Array, plane: Array) -> int:

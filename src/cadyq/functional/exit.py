@@ -2,7 +2,8 @@
 
 The decision is a linear model on the logarithms of six LR statistics of the cell, fitted to the logarithm of the
 error increase per pixel, against a threshold. Where an exited cell meets a computed one, the two pictures are
-cross-faded over a few pixels.
+cross-faded over a few pixels. All of it is exact arithmetic or in a fixed order, so that results are the same on
+every machine; `cadyq.engine.exits` does the same faster.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cadyq.errors import ArgumentError
-from cadyq.functional.image import CELL_STATISTICS, cell_statistics
+from cadyq.functional.image import CELL_STATISTICS, cell_sums, statistics_of
+from cadyq.functional.logarithm import logarithm
+from cadyq.functional.resize import imresize_rows
 
-__all__ = ["ExitRule"]
+__all__ = ["ExitRule", "fill_exits"]
 
 EPSILON = 1e-5
 
@@ -41,15 +44,20 @@ class ExitRule:
     def __post_init__(self) -> None:
         if len(self.weights) != len(CELL_STATISTICS):
             raise ArgumentError("weights", self.weights, f"{len(CELL_STATISTICS)} numbers")
+        if self.fade < 0:
+            raise ArgumentError("fade", self.fade, "0 or more LR pixels")
 
-    def scores(self, rgb01: NDArray[Any], cell: int) -> NDArray[np.float64]:
-        """Predicted log error increase of each cell of an LR picture (H, W, 3) in [0, 1]: (rows, cols)."""
-        features = np.log(cell_statistics(rgb01, cell) + EPSILON)
-        return np.asarray(features @ np.asarray(self.weights) + self.bias)
+    def scores(self, levels: NDArray[Any], cell: int) -> NDArray[np.float64]:
+        """Predicted log error increase of each cell of an LR picture, uint8 or uint16 (H, W, 3): (rows, cols)."""
+        return self.scores_of(cell_sums(levels, cell), levels, cell)
 
-    def exits(self, rgb01: NDArray[Any], cell: int, shift: float = 0.0) -> NDArray[np.bool_]:
-        """Which cells exit: (rows, cols). ``shift`` moves the threshold (a budget knob)."""
-        return self.scores(rgb01, cell) < self.threshold + shift
+    def scores_of(self, sums: NDArray[np.int64], levels: NDArray[Any], cell: int) -> NDArray[np.float64]:
+        """`scores` from the picture's `cell_sums`."""
+        found = logarithm(statistics_of(sums, levels.shape[:2], cell, levels.dtype) + EPSILON)
+        score = np.full(found.shape[:2], self.bias)
+        for i, weight in enumerate(self.weights):
+            score = score + weight * found[..., i]
+        return score
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain dictionary, fit for JSON."""
@@ -64,3 +72,58 @@ class ExitRule:
     def from_mapping(cls, values: Mapping[str, Any]) -> ExitRule:
         """Inverse of :meth:`to_mapping`."""
         return cls(tuple(values["weights"]), values["bias"], values["threshold"], values["fade"])
+
+
+def fill_exits(
+    band: NDArray[Any],
+    part: NDArray[Any],
+    exits: NDArray[np.bool_],
+    *,
+    top: int,
+    height: int,
+    first: int,
+    scale: int,
+    cell: int,
+    fade: int,
+) -> None:
+    """Make bicubic of the cells of a band that exited, and cross-fade inside those that touch them; equation (18).
+
+    Args:
+        band: rows of the result, contiguous ``(h, W scale, 3)``; written to.
+        part: rows of the LR picture, ``(rows, W, 3)``, from ``top`` on: all that the band depends on.
+        exits: of all the picture, ``(rows, cols)`` of cells.
+        height: of the LR picture.
+        first: row of cells with which the band begins.
+        scale: of the network.
+        cell: side of a cell in LR pixels.
+        fade: width of the cross-fade in LR pixels.
+    """
+    rows = (first * cell * scale, first * cell * scale + band.shape[0])
+    plain = imresize_rows(part, top, height, (height * scale, band.shape[1]), rows)
+    side, around = cell * scale, np.pad(exits, 1)
+    full = 2 * fade * scale
+    for row, col in np.ndindex(-(-band.shape[0] // side), exits.shape[1]):
+        box = (slice(row * side, (row + 1) * side), slice(col * side, (col + 1) * side))
+        near = around[first + row : first + row + 3, col : col + 3]
+        if near[1, 1]:
+            band[box] = plain[box]
+        elif fade and near.any():
+            own = fade_shares(near, band[box].shape[:2], fade * scale)[..., None]
+            mixed = plain[box].astype(np.int64) * (full - own) + band[box].astype(np.int64) * own
+            band[box] = (2 * mixed + full) // (2 * full)
+
+
+def fade_shares(near: NDArray[np.bool_], shape: tuple[int, ...], fade: int) -> NDArray[np.int64]:
+    """Share of the network in a computed cell, of ``2 * fade``: from 1 beside exited neighbors (3, 3) to all of it."""
+    full = 2 * fade
+    ramps = []
+    for length in shape:
+        up = np.minimum(2 * np.arange(length) + 1, full)
+        ramps.append((up, np.full(length, full), up[::-1]))
+    result = np.full(shape, full)
+    for i, j in np.argwhere(near):
+        down, side = ramps[0][i][:, None], ramps[1][j][None]
+        # Distance to a neighbor at a corner is the larger of the two; to one at a side only that side counts.
+        ramp = np.maximum(down, side) if i != 1 and j != 1 else (down if i != 1 else side)
+        result = np.minimum(result, ramp)
+    return result

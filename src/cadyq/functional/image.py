@@ -11,12 +11,15 @@ from cadyq.errors import ArgumentError
 
 __all__ = [
     "CELL_STATISTICS",
+    "GRAY_65536",
     "cell_statistics",
+    "cell_sums",
     "gradient",
     "gray",
     "laplacian",
     "luma",
     "sobel",
+    "statistics_of",
     "to_levels",
 ]
 
@@ -32,6 +35,8 @@ CELL_STATISTICS = (
 
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255
 _GRAY = np.array([0.299, 0.587, 0.114])
+GRAY_65536 = np.array([19595, 38470, 7471], np.int64)
+"""BT.601 gray in 1/65536; equation (1)."""
 
 
 def luma(rgb: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -92,55 +97,94 @@ def gradient(gray: NDArray[np.floating[Any]]) -> tuple[float, float]:
     return float(np.abs(dx).mean(dtype=np.float64)), float(np.abs(dy).mean(dtype=np.float64))
 
 
-def cell_statistics(rgb01: NDArray[np.floating[Any]], cell: int) -> NDArray[np.float64]:
-    """Return the six statistics by which a cell of a low-resolution picture is judged.
+def cell_sums(levels: NDArray[np.integer[Any]], cell: int) -> NDArray[np.int64]:
+    """Return what `cell_statistics` is made of: whole numbers, so that no machine finds others; equation (17).
 
-    Derivatives are taken on the whole picture's `gray`, so a cell's edge is no border; the percentile is
-    linearly interpolated; the deviation is the population's.
+    The gray levels are 0..65280 for uint8 and 0..65535 for uint16.
 
     Args:
-        rgb01: ``(H, W, 3)``, float, in [0, 1].
+        levels: ``(H, W, 3)``, uint8 or uint16.
         cell: side of a cell in pixels; the last row and column of cells may be smaller.
 
     Returns:
-        ``(ceil(H / cell), ceil(W / cell), 6)``, in the order of `CELL_STATISTICS`.
+        ``(ceil(H / cell), ceil(W / cell), 7)``: sums of eight times `sobel`'s |dx| and |dy|, of |Laplacian|, the
+        latter's order statistic (the one that 95 % of its values do not exceed) and maximum, and sums of the gray
+        levels and of their squares.
 
     Raises:
-        ArgumentError: if ``cell`` is not positive or the picture is no float RGB picture.
+        ArgumentError: if ``cell`` is not positive or the picture is not RGB of 8 or 16 bits.
     """
-    if rgb01.ndim != 3 or 0 in rgb01.shape:
-        raise ArgumentError("rgb01.shape", rgb01.shape, "a non-empty (H, W, 3)")
+    if (
+        levels.dtype not in (np.uint8, np.uint16)
+        or levels.ndim != 3
+        or levels.shape[2] != 3
+        or not levels.size
+    ):
+        found = f"{levels.dtype}{list(levels.shape)}"
+        raise ArgumentError("levels", found, "uint8 or uint16 (H, W, 3), not empty")
     if cell < 1:
         raise ArgumentError("cell", cell, "a positive number of pixels")
-    light = gray(rgb01)
-    dx, dy = sobel(light)
-    planes = np.abs(np.stack([dx, dy, laplacian(light), light]))
+    light = (levels.astype(np.int64) @ GRAY_65536) >> (8 if levels.dtype == np.uint8 else 16)
+    exact = light.astype(np.float64)  # as all that follows is: eighths of small whole numbers
+    dx, dy = sobel(exact)
+    planes = np.abs(np.stack([8 * dx, 8 * dy, laplacian(exact), exact])).astype(np.int64)
     height, width = light.shape
-    result = np.empty((-(-height // cell), -(-width // cell), len(CELL_STATISTICS)))
+    result = np.empty((-(-height // cell), -(-width // cell), 7), np.int64)
     # All cells of equal size at once: the whole ones, and the leftovers at the bottom, right and corner.
     for y, rows, cell_height in _runs(height, cell):
         for x, columns, cell_width in _runs(width, cell):
             part = planes[:, y : y + len(rows) * cell_height, x : x + len(columns) * cell_width]
             cells = part.reshape(4, len(rows), cell_height, len(columns), cell_width).swapaxes(2, 3)
             flat = cells.reshape(4, len(rows), len(columns), -1)
-            result[rows.start : rows.stop, columns.start : columns.stop] = _statistics(flat)
+            rank = 19 * (flat.shape[3] - 1) // 20
+            numbers = [
+                *flat[:3].sum(axis=3),
+                np.partition(flat[2], rank, axis=2)[..., rank],
+                flat[2].max(axis=2),
+                flat[3].sum(axis=2),
+                (flat[3] ** 2).sum(axis=2),
+            ]
+            result[rows.start : rows.stop, columns.start : columns.stop] = np.stack(numbers, axis=-1)
     return result
 
 
-def _statistics(planes: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Reduce (|dx|, |dy|, |Laplacian|, gray), each ``(rows, columns, pixels)``, to the six statistics."""
-    dx, dy, edge, light = planes
+def statistics_of(
+    sums: NDArray[np.int64], shape: tuple[int, int], cell: int, dtype: np.dtype[Any]
+) -> NDArray[np.float64]:
+    """Return the six statistics of `CELL_STATISTICS` from `cell_sums` of a picture of a shape and type.
+
+    Gray and derivatives are those of a picture in [0, 1]; the deviation is the population's.
+    """
+    sides = (np.minimum(cell, n - np.arange(0, n, cell)) for n in shape)
+    n = np.multiply.outer(*sides).astype(np.float64)
+    unit = 65280.0 if dtype == np.uint8 else 65535.0
+    dx, dy, edge, most, largest, total, squares = np.moveaxis(sums, -1, 0).astype(np.float64)
+    spread = np.maximum(n * squares - total * total, 0.0)
     return np.stack(
         [
-            dx.mean(axis=-1),
-            dy.mean(axis=-1),
-            edge.mean(axis=-1),
-            np.percentile(edge, 95, axis=-1),
-            edge.max(axis=-1),
-            light.std(axis=-1),
+            dx / (8 * unit * n),
+            dy / (8 * unit * n),
+            edge / (unit * n),
+            most / unit,
+            largest / unit,
+            np.sqrt(spread) / (unit * n),
         ],
         axis=-1,
-    ).astype(np.float64)
+    )
+
+
+def cell_statistics(levels: NDArray[np.integer[Any]], cell: int) -> NDArray[np.float64]:
+    """Return the six statistics by which a cell of a low-resolution picture is judged.
+
+    Derivatives are taken on the whole picture, so a cell's edge is no border.
+
+    Args:
+        levels, cell: as of `cell_sums`, which raises for what they cannot be.
+
+    Returns:
+        ``(ceil(H / cell), ceil(W / cell), 6)``, in the order of `CELL_STATISTICS`.
+    """
+    return statistics_of(cell_sums(levels, cell), levels.shape[:2], cell, levels.dtype)
 
 
 def _runs(length: int, cell: int) -> list[tuple[int, range, int]]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cadyq.errors import ArgumentError
 
-__all__ = ["Border", "downscale", "imresize", "imresize_rows", "mod_crop", "resized_strips"]
+__all__ = ["Border", "cubic", "downscale", "imresize", "imresize_rows", "mod_crop", "resized_strips"]
 
 Border: TypeAlias = Literal["symmetric", "replicate"]
 Pixels = TypeVar("Pixels", bound=np.generic)
@@ -161,7 +161,7 @@ def _target(
     return (math.ceil(size * height), math.ceil(size * width)), (float(size), float(size))
 
 
-def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Keys' cubic kernel with a = -0.5, of distances in source pixels."""
     x = np.abs(x)
     near = 1.5 * x**3 - 2.5 * x**2 + 1
@@ -178,7 +178,7 @@ def _contributions(
     # MATLAB counts from one; its own expressions are kept, because ties in the rounding hang on the last bit.
     center = np.arange(1, n_out + 1) / factor + 0.5 * (1 - 1 / factor)
     indices = np.floor(center - width / 2)[:, None] + np.arange(math.ceil(width) + 2)
-    weights = shrink * _cubic(shrink * (center[:, None] - indices))
+    weights = shrink * cubic(shrink * (center[:, None] - indices))
     weights /= weights.sum(axis=1, keepdims=True)
     source = indices.astype(np.intp) - 1
     if border == "symmetric":

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "exits.h"
 #include "network.h"
 
 namespace nb = nanobind;
@@ -167,6 +168,57 @@ class Runner {
   int scale_, tile_, channels_ = 0, last_channels_ = 0;
 };
 
+template <class T>
+using Pixels = nb::ndarray<T, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using Weights = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+template <class T>
+cadyq::Levels levels(const Pixels<const T>& image) {
+  if (image.size() == 0 || image.shape(2) != 3) throw std::invalid_argument("a picture needs pixels of three channels");
+  return {image.data(), static_cast<int>(image.shape(0)), static_cast<int>(image.shape(1)), sizeof(T) == 2};
+}
+
+template <class T>
+void cell_sums(Pixels<const T> image, int cell, Pixels<int64_t> sums, int threads) {
+  const cadyq::Levels in = levels<T>(image);
+  const bool ok = cell > 0 && sums.shape(0) == static_cast<size_t>((in.height + cell - 1) / cell) &&
+                  sums.shape(1) == static_cast<size_t>((in.width + cell - 1) / cell) && sums.shape(2) == cadyq::kCellSums;
+  if (!ok) throw std::invalid_argument("arrays do not fit together");
+  nb::gil_scoped_release release;
+  cadyq::Pool pool(threads);
+  cadyq::cell_sums(pool, in, cell, sums.data());
+}
+
+template <class T>
+void fill_exits(Pixels<T> band, Pixels<const T> part, nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu> weights,
+                nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> exited, int top, int height,
+                int first, int cell, int fade, int threads) {
+  cadyq::Fill f;
+  f.in = levels<T>(part);
+  f.top = top;
+  f.height = height;
+  f.weights = weights.data();
+  f.scale = static_cast<int>(weights.shape(0));
+  f.cell = cell;
+  f.fade = fade;
+  f.exited = exited.data();
+  f.first = first;
+  f.out = band.data();
+  f.out_height = static_cast<int>(band.shape(0));
+  if (f.scale < 1 || cell < 1 || fade < 0 || first < 0 || band.size() == 0 || band.shape(0) % f.scale)
+    throw std::invalid_argument("a number out of range");
+  const int y0 = first * cell, y1 = y0 + f.out_height / f.scale;
+  const size_t rows = (y1 - y0 + cell - 1) / cell, columns = (f.in.width + cell - 1) / cell;
+  // A mirrored row lies no further in than the one it stands for lies out.
+  const bool has_rows = top <= std::max(0, y0 - 2) && std::min(height, y1 + 2) <= top + f.in.height;
+  const bool ok = weights.shape(1) == 5 && band.shape(1) == static_cast<size_t>(f.in.width) * f.scale &&
+                  band.shape(2) == 3 && exited.shape(0) == rows + 2 && exited.shape(1) == columns + 2 && y1 <= height;
+  if (!ok || !has_rows) throw std::invalid_argument("arrays do not fit together");
+  nb::gil_scoped_release release;
+  cadyq::Pool pool(threads);
+  cadyq::fill_exits(pool, f);
+}
+
 using Parts = std::vector<std::tuple<int, int, int>>;
 
 std::vector<cadyq::PartData> make_parts(const Parts& parts) {
@@ -263,6 +315,12 @@ NB_MODULE(_engine, m) {
   m.def("skip", &make_skip, "parts"_a, "ratio"_a.none(), "site"_a.none(), "shared"_a);
   m.def("layer", &make_layer, "src"_a, "dst"_a, "conv"_a, "skip"_a.none(), "shuffle"_a, "rectify"_a, "borders"_a);
   m.def("available", &available);
+  m.def("cell_sums8", &cell_sums<uint8_t>, "image"_a, "cell"_a, "sums"_a.noconvert(), "threads"_a);
+  m.def("cell_sums16", &cell_sums<uint16_t>, "image"_a, "cell"_a, "sums"_a.noconvert(), "threads"_a);
+  m.def("fill_exits8", &fill_exits<uint8_t>, "band"_a.noconvert(), "part"_a, "weights"_a, "exited"_a, "top"_a,
+        "height"_a, "first"_a, "cell"_a, "fade"_a, "threads"_a);
+  m.def("fill_exits16", &fill_exits<uint16_t>, "band"_a.noconvert(), "part"_a, "weights"_a, "exited"_a, "top"_a,
+        "height"_a, "first"_a, "cell"_a, "fade"_a, "threads"_a);
   nb::class_<Runner>(m, "Runner")
       .def(nb::init<const std::string&, int, int, int>(), "isa"_a, "scale"_a, "tile"_a, "threads"_a)
       .def("add_plane", &Runner::add_plane, "channels"_a, "level"_a)

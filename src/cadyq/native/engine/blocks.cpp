@@ -69,33 +69,49 @@ void Network::run_block(Pool& pool, const Segment& segment, const int8_t* forced
                         int8_t* choice) {
   const StepData& step = steps_[segment.block];
   Store& dst = stores_[step.dst];
-  pool.run(rows_ * columns_, [&](int t, int thread) {
-    const int r = t / columns_, c = t % columns_;
-    const Tile tile{t, r * tile_, c * tile_, std::min(height_, (r + 1) * tile_), std::min(width_, (c + 1) * tile_)};
+  const size_t n = blocks_[segment.block].sites;
+  pool.run(static_cast<int>(regions_.size()), [&](int i, int thread) {
+    const Region& region = regions_[i];
+    const int t = region.row0 * columns_ + region.column0;
+    const Tile tile{t, region.row0 * tile_, region.column0 * tile_, std::min(height_, region.row1 * tile_),
+                    std::min(width_, region.column1 * tile_)};
     const size_t at = static_cast<size_t>(t) * n_sites_ + segment.first_site;
-    const size_t n = blocks_[segment.block].sites;
     std::fill(bits + at, bits + at + n, 0);
     std::fill(choice + at, choice + at + n, -1);
     dst.next[t] = nullptr;
     if (!exited[t]) run_tile(segment, tile, threads_[thread], forced + at, bits + at, choice + at);
-    if (dst.next[t]) return;
-    const Store& src = stores_[step.src];
-    if (step.residual && step.src == step.dst) {  // the tile's values stay where they are
-      dst.next[t] = src.tiles[t];
-      return;
-    }
-    int16_t* to = dst.memory[dst.two && step.src == step.dst && dst.memory[0] == src.tiles[t] ? 1 : 0];
-    for (int y = tile.y0; y < tile.y1; ++y) {
-      const size_t offset = (static_cast<size_t>(y) * width_ + tile.x0) * dst.channels;
-      const size_t bytes = static_cast<size_t>(tile.x1 - tile.x0) * dst.channels * 2;
-      if (step.residual)
-        std::memcpy(to + offset, src.tiles[t] + offset, bytes);
-      else
-        std::memset(to + offset, 0, bytes);
-    }
-    dst.next[t] = to;
+    if (!dst.next[t]) keep(step, tile);
+    for (int r = region.row0; r < region.row1; ++r)
+      for (int c = region.column0; c < region.column1; ++c) {
+        const int other = r * columns_ + c;
+        if (other == t) continue;
+        const size_t to = static_cast<size_t>(other) * n_sites_ + segment.first_site;
+        std::copy_n(bits + at, n, bits + to);
+        std::copy_n(choice + at, n, choice + to);
+        dst.next[other] = dst.next[t];
+      }
   });
   dst.tiles.swap(dst.next);
+}
+
+// What becomes of a tile that a block does not compute: its input, or zeros where nothing is added to it.
+void Network::keep(const StepData& step, const Tile& tile) {
+  const Store& src = stores_[step.src];
+  Store& dst = stores_[step.dst];
+  if (step.residual && step.src == step.dst) {  // the values stay where they are
+    dst.next[tile.index] = src.tiles[tile.index];
+    return;
+  }
+  int16_t* to = dst.memory[dst.two && step.src == step.dst && dst.memory[0] == src.tiles[tile.index] ? 1 : 0];
+  for (int y = tile.y0; y < tile.y1; ++y) {
+    const size_t offset = (static_cast<size_t>(y) * width_ + tile.x0) * dst.channels;
+    const size_t bytes = static_cast<size_t>(tile.x1 - tile.x0) * dst.channels * 2;
+    if (step.residual)
+      std::memcpy(to + offset, src.tiles[tile.index] + offset, bytes);
+    else
+      std::memset(to + offset, 0, bytes);
+  }
+  dst.next[tile.index] = to;
 }
 
 // One tile through the layers of a block. Everything is clipped to the picture; beyond it, codes are zero.

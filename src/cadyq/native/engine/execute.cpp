@@ -117,6 +117,7 @@ void Network::run(Pool& pool, const Image& in, void* out, const int8_t* forced, 
   }
   for (auto& p : profile_) p.second = 0;
   if (dynamic_) gradients(pool, in);
+  find_regions(exited);
   for (Segment& s : segments_) {
     if (s.block < 0) {
       run_group(pool, s.group, in, out);
@@ -200,15 +201,49 @@ void Network::settle(int plane) {
     }
 }
 
-// Whether anything computed tiles need lies in a region, given in pixels at `level` times the input's resolution.
-bool Network::needed(int y0, int x0, int y1, int x1, int level, int margin) const {
-  if (!exited_) return true;
-  const int ty0 = std::max(0, y0 / level - margin) / tile_, ty1 = std::min(height_ - 1, (y1 - 1) / level + margin) / tile_;
-  const int tx0 = std::max(0, x0 / level - margin) / tile_, tx1 = std::min(width_ - 1, (x1 - 1) / level + margin) / tile_;
-  for (int y = ty0; y <= ty1; ++y)
-    for (int x = tx0; x <= tx1; ++x)
-      if (!exited_[y * columns_ + x]) return true;
-  return false;
+// Columns of rows [y0, y1) at `level` times the input's resolution that lie at most `margin` beyond computed tiles.
+void Network::spans(int y0, int y1, int level, int margin, std::vector<Span>& out) const {
+  out.clear();
+  const int side = tile_ * level, width = width_ * level;
+  if (!exited_) {
+    out.push_back({0, width});
+    return;
+  }
+  const int first = std::max(0, y0 - margin) / side, last = std::min(height_ * level - 1, y1 - 1 + margin) / side;
+  for (int c = 0; c < columns_; ++c) {
+    bool any = false;
+    for (int r = first; r <= last; ++r) any |= !exited_[r * columns_ + c];
+    if (!any) continue;
+    const int x0 = std::max(0, c * side - margin), x1 = std::min(width, (c + 1) * side + margin);
+    if (!out.empty() && x0 <= out.back().x1)
+      out.back().x1 = x1;
+    else
+      out.push_back({x0, x1});
+  }
+}
+
+// Cuts the tiles into regions: exited ones each for itself; of the others, where nothing is chosen, rectangles.
+void Network::find_regions(const uint8_t* exited) {
+  regions_.clear();
+  taken_.assign(static_cast<size_t>(rows_) * columns_, 0);
+  const int most = exited_ && !dynamic_ ? merged_ : 1;
+  auto is_free = [&](int r, int c) { return !taken_[r * columns_ + c] && !exited[r * columns_ + c]; };
+  for (int r = 0; r < rows_; ++r)
+    for (int c = 0; c < columns_; ++c) {
+      if (taken_[r * columns_ + c]) continue;
+      Region region{r, c, r + 1, c + 1};
+      if (!exited[r * columns_ + c]) {
+        while (region.column1 < std::min(columns_, c + most) && is_free(r, region.column1)) ++region.column1;
+        auto is_row_free = [&](int row) {
+          for (int x = c; x < region.column1; ++x)
+            if (!is_free(row, x)) return false;
+          return true;
+        };
+        while (region.row1 < std::min(rows_, r + most) && is_row_free(region.row1)) ++region.row1;
+      }
+      for (int y = r; y < region.row1; ++y) std::fill_n(taken_.begin() + y * columns_ + c, region.column1 - c, 1);
+      regions_.push_back(region);
+    }
 }
 
 }  // namespace cadyq

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "exits.h"
 #include "network.h"
 
 namespace cadyq {
@@ -31,8 +32,7 @@ void image_row(const T* src, int width, int channels, const float* multiplier, c
 // Neighbor of a pixel beyond the border; equation (16).
 int outside(int i, int n, bool symmetric) {
   if (!symmetric) return std::min(std::max(i, 0), n - 1);
-  const int period = 2 * n, at = ((i % period) + period) % period;
-  return std::min(at, period - 1 - at);
+  return mirrored(i, n);
 }
 
 template <class T>
@@ -121,7 +121,7 @@ void Network::run_quantize(Pool& pool, Group& group, const Node& node, int from,
   const Source& source = node.source;
   const View& dst = *group.views[node.dst_view];
   const int channels = source.whole ? dst.channels : source.channels;
-  pool.run(to - from, [&](int i, int) {
+  pool.run(to - from, [&](int i, int t) {
     const int y = from + i;
     auto piece = [&](const int16_t* src, int stride, int x, int n) {
       uint8_t* to_row = dst.row(y) + (static_cast<size_t>(x) * dst.channels + source.offset) * dst.element;
@@ -138,12 +138,17 @@ void Network::run_quantize(Pool& pool, Group& group, const Node& node, int from,
                       channels * sizeof(int16_t));
       }
     };
-    if (source.plane >= 0) {
-      const Store& plane = stores_[source.plane];
-      for_pieces(plane, y, 0, width_, [&](const int16_t* src, int x, int n) { piece(src, plane.channels, x, n); });
-    } else {
-      const View& src = *group.views[source.view];
-      piece(reinterpret_cast<const int16_t*>(src.row(y)), src.channels, 0, src.width);
+    std::vector<Span>& columns = threads_[t].spans;
+    spans(y, y + 1, dst.height / height_, node.margin, columns);
+    for (const Span& span : columns) {
+      if (source.plane >= 0) {
+        const Store& plane = stores_[source.plane];
+        for_pieces(plane, y, span.x0, span.x1, [&](const int16_t* src, int x, int n) { piece(src, plane.channels, x, n); });
+      } else {
+        const View& src = *group.views[source.view];
+        const int16_t* row = reinterpret_cast<const int16_t*>(src.row(y));
+        piece(row + static_cast<size_t>(span.x0) * src.channels, src.channels, span.x0, span.x1 - span.x0);
+      }
     }
   });
 }
@@ -190,18 +195,22 @@ void Network::run_conv(Pool& pool, Group& group, const Node& node, int from, int
   const View* src = group.views[node.src_view].get();
   const bool winograd = conv.kind == Conv::kWinograd;
   const int band = winograd ? 4 : 1, round = 4 * kernels_->winograd_tiles;
-  // Pieces of about five rounds: longer pipelines, and weights are read less often.
-  const int length = exited_ ? 1 : 5;
-  const int wanted = std::max(1, (src->width + length * round / 2) / (length * round));
-  const int piece = winograd ? ((src->width + wanted - 1) / wanted + round - 1) / round * round : src->width;
-  const int pieces = (src->width + piece - 1) / piece, bands = (to - from + band - 1) / band;
+  jobs_.clear();
+  for (int y = from; y < to; y += band) {
+    const int height = std::min(band, to - y);
+    spans(y, y + height, src->height / height_, node.margin, threads_[0].spans);
+    for (const Span& span : threads_[0].spans) {
+      // Pieces of about five rounds: longer pipelines, and weights are read less often.
+      const int width = span.x1 - span.x0, wanted = std::max(1, (width + 5 * round / 2) / (5 * round));
+      const int piece = winograd ? ((width + wanted - 1) / wanted + round - 1) / round * round : width;
+      for (int x = span.x0; x < span.x1; x += piece) jobs_.push_back({y, x, height, std::min(piece, span.x1 - x)});
+    }
+  }
   const CadyqEpilogue e = epilogue(conv, 0, node.next, node.layer->data->rectify);
   const int element = e.store == CADYQ_CODE8 ? 1 : 2, r = conv.shuffle;
-  pool.run(bands * pieces, [&](int i, int t) {
+  pool.run(static_cast<int>(jobs_.size()), [&](int i, int t) {
     Thread& thread = threads_[t];
-    const int y0 = from + i / pieces * band, x0 = i % pieces * piece;
-    const int height = std::min(band, to - y0), width = std::min(piece, src->width - x0);
-    if (group.skips && !needed(y0, x0, y0 + height, x0 + width, src->height / height_, group.margin)) return;
+    const auto [y0, x0, height, width] = jobs_[i];
     const size_t shift = static_cast<size_t>(x0) * conv.pixel_bytes() - static_cast<size_t>(conv.pad) * conv.pixel_bytes();
     const int n_in = (winograd ? 4 : height) + 2 * conv.pad;
     thread.in.clear();
@@ -231,20 +240,20 @@ void Network::run_image_out(Pool& pool, Group& group, const Node& node, int from
   const size_t row_bytes = static_cast<size_t>(width_) * scale_ * channels * (in.wide ? 2 : 1);
   pool.run(to - from, [&](int i, int t) {
     const int y = from + i;
-    if (exited_) std::memset(static_cast<uint8_t*>(out) + static_cast<size_t>(y) * zoom * row_bytes, 0, zoom * row_bytes);
-    // Runs of tiles that were not exited; everything, where none was.
-    for (int x0 = 0, x1; x0 < src.width; x0 = x1) {
-      x1 = src.width;
-      if (exited_) {
-        const uint8_t* row = exited_ + static_cast<size_t>(y / level / tile_) * columns_;
-        const int first = x0 / level / tile_;
-        int last = first + 1;
-        while (last < columns_ && row[last] == row[first]) ++last;
-        x1 = std::min(src.width, last * tile_ * level);
-        if (row[first]) continue;
-      }
-      image_span(node, src, x0, x1, y, in, out, threads_[t]);
+    std::vector<Span>& columns = threads_[t].spans;
+    spans(y, y + 1, level, 0, columns);
+    uint8_t* line = static_cast<uint8_t*>(out) + static_cast<size_t>(y) * zoom * row_bytes;
+    auto clear = [&](int x0, int x1) {
+      const size_t pixel = row_bytes / src.width;
+      for (int k = 0; x0 < x1 && k < zoom; ++k) std::memset(line + k * row_bytes + x0 * pixel, 0, (x1 - x0) * pixel);
+    };
+    int done = 0;
+    for (const Span& span : columns) {
+      clear(done, span.x0);
+      image_span(node, src, span.x0, span.x1, y, in, out, threads_[t]);
+      done = span.x1;
     }
+    clear(done, src.width);
   });
 }
 

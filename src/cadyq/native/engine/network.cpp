@@ -288,6 +288,37 @@ void Network::finish() {
     plan_block(first);
     n_sites_ += blocks_[first].sites;
   }
+  find_margins();
+  merged_ = std::max(1, kernels_->most_tile / plan_tile_);
+}
+
+// How far beyond computed tiles each stage's result is read, from the picture backwards.
+void Network::find_margins() {
+  std::vector<int> plane(planes_.size(), 0);
+  for (size_t i = segments_.size(); i-- > 0;) {
+    if (segments_[i].block >= 0) {
+      const StepData& step = steps_[segments_[i].block];
+      // A tile that is not computed keeps its input, whose surroundings are then read in place of the result's.
+      plane[step.src] = std::max({plane[step.src], blocks_[segments_[i].block].halo, step.residual ? plane[step.dst] : 0});
+      continue;
+    }
+    Group& group = segments_[i].group;
+    std::vector<int> view(group.views.size(), 0);
+    for (size_t k = group.nodes.size(); k-- > 0;) {
+      Node& node = group.nodes[k];
+      const int shuffle = node.kind == Node::kConv ? node.conv->shuffle : 1;
+      const int result = node.dst_plane >= 0 ? plane[node.dst_plane] : node.dst_view >= 0 ? view[node.dst_view] : 0;
+      node.margin = (result + shuffle - 1) / shuffle;
+      const bool convolves = node.kind == Node::kConv || node.kind == Node::kImageOut;
+      auto read = [&](int from_plane, int from_view, int margin) {
+        if (from_plane >= 0) plane[from_plane] = std::max(plane[from_plane], margin);
+        if (from_view >= 0) view[from_view] = std::max(view[from_view], margin);
+      };
+      if (convolves) read(-1, node.src_view, node.margin + node.conv->pad);
+      if (node.kind == Node::kQuantize) read(node.source.plane, node.source.view, node.margin);
+      for (const Source& p : node.skip) read(p.plane, p.view, node.margin * shuffle);
+    }
+  }
 }
 
 // Planes that live longer than a group, or that blocks read and write, are kept whole.
@@ -567,12 +598,6 @@ void Network::schedule(Group& group) {
     node.height = height_ * level[i];
     node.until.assign(group.strips, 0);
   }
-  group.skips = nodes.back().kind == Node::kImageOut;
-  group.margin = 0;
-  for (int i = 0; i < n; ++i) {
-    if (nodes[i].dst_plane >= 0 || nodes[i].kind == Node::kImageIn) group.skips = false;
-    if (nodes[i].conv && nodes[i].kind != Node::kQuantize) group.margin += (nodes[i].conv->pad + level[i] - 1) / level[i];
-  }
   auto produces = [&](int i) { return nodes[i].kind == Node::kConv ? nodes[i].conv->shuffle : 1; };
   for (int strip = 0; strip < group.strips; ++strip) {
     std::vector<int> need(group.views.size(), 0);
@@ -658,7 +683,8 @@ void Network::resize(const Image& in, int threads, int tile) {
   }
   for (const auto& c : convs_) c_max = std::max({c_max, c->c_in, c->dst_channels});
   for (const auto& p : planes_) c_max = std::max(c_max, round_channels(p.channels));
-  const size_t side = static_cast<size_t>(tile_) + 2 * halo + kSlack, region = side * side * c_max * 2;
+  const int largest = std::max(tile_, dynamic_ ? 0 : plan_tile_ * merged_);
+  const size_t side = static_cast<size_t>(largest) + 2 * halo + kSlack, region = side * side * c_max * 2;
   int level = 1;
   for (const auto& p : planes_) level = std::max(level, p.level);
   for (Thread& t : threads_) {

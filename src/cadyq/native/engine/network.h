@@ -203,6 +203,7 @@ struct Node {
   int dst_plane = -1;              // kept whole
   int src_view = -1, dst_view = -1;  // rolling
   int height = 0;                  // rows it produces (before PixelShuffle)
+  int margin = 0;                  // pixels around computed tiles that it produces
   int profile = 0;
   std::vector<int> until;          // rows done after each strip
 };
@@ -211,8 +212,6 @@ struct Group {
   std::vector<Node> nodes;
   std::vector<std::unique_ptr<View>> views;
   int strips = 0;
-  bool skips = false;  // writes the image and nothing that lasts: exited tiles need not be computed
-  int margin = 0;      // input pixels beyond a tile that its result depends on
 };
 
 struct Segment {
@@ -220,6 +219,11 @@ struct Segment {
   Group group;     // a group of layers
   int first_site = 0;
   int profile = 0;
+};
+
+// Columns of some rows.
+struct Span {
+  int x0, x1;
 };
 
 struct Image {
@@ -258,9 +262,14 @@ class Network {
     std::vector<float> multiplier, factor, first_multiplier, first_ratio;  // of a tile's own range
     double clip = 1;
     std::vector<int32_t> largest;
+    std::vector<Span> spans;
   };
   struct Tile {
     int index, y0, x0, y1, x1;
+  };
+  // Tiles that are computed as one, where none of them chooses anything.
+  struct Region {
+    int row0, column0, row1, column1;
   };
 
   int round_channels(int channels) const;
@@ -278,6 +287,8 @@ class Network {
 
   void resize(const Image& in, int threads, int tile);
   void schedule(Group& group);
+  void find_margins();
+  void find_regions(const uint8_t* exited);
   void gradients(Pool& pool, const Image& in);
   void run_group(Pool& pool, Group& group, const Image& in, void* out);
   void run_node(Pool& pool, Group& group, Node& node, int from, int to, const Image& in, void* out);
@@ -291,9 +302,10 @@ class Network {
   void run_block(Pool& pool, const Segment& segment, const int8_t* forced, const uint8_t* exited, uint8_t* bits,
                  int8_t* choice);
   void run_tile(const Segment& segment, Tile tile, Thread& thread, const int8_t* forced, uint8_t* bits, int8_t* choice);
+  void keep(const StepData& step, const Tile& tile);
   int select(const SiteData& site, int tile, int64_t pixels, Thread& thread) const;
   void own_range(const Conv& conv, int k, Thread& thread) const;
-  bool needed(int y0, int x0, int y1, int x1, int level, int margin) const;
+  void spans(int y0, int y1, int level, int margin, std::vector<Span>& out) const;
   void settle(int plane);
   // Calls f(source pixel, first x, pixels) for the pieces of a row of a plane that lie in one buffer.
   template <class F>
@@ -329,6 +341,13 @@ class Network {
   std::vector<std::pair<std::string, double>> profile_;
   int height_ = 0, width_ = 0, rows_ = 0, columns_ = 0;
   const uint8_t* exited_ = nullptr;  // during a run, where some are
+  int merged_ = 1;                   // tiles a side of the largest region
+  std::vector<Region> regions_;
+  std::vector<uint8_t> taken_;       // tiles that lie in a region already
+  struct Job {
+    int y0, x0, height, width;
+  };
+  std::vector<Job> jobs_;
   bool wide_ = false, dynamic_ = false;
 };
 
