@@ -105,7 +105,8 @@ class Bands:
         shape = (self.grid.rows, self.grid.cols)
         self.bits = {site.name: np.zeros(shape, np.uint8) for site in sites}
         self.exits = np.zeros(shape, bool)
-        self._judged = 0  # rows of tiles whose exits are known
+        self._judged = self._scored = 0  # rows of tiles whose exits, and whose scores, are known
+        self._scores = np.zeros(shape if rule is not None else (0, 0))
         self._down, self._across = cut_into_blocks(*source.shape, tile, radius)
 
     def __iter__(self) -> Iterator[Levels]:
@@ -165,20 +166,26 @@ class Bands:
 
     def _judge(self, upto: int) -> None:
         """Find the tiles that leave before the body, down to a row of tiles; in pieces to save memory."""
-        if self._rule is None:
+        rule = self._rule
+        if rule is None:
             return
         height, width = self._source.shape
         step = max(1, _BLOCK_PIXELS // (width * self._tile))
-        while self._judged < upto:
-            first, last = self._judged, min(self._judged + step, upto)
+        while self._scored < min(self.grid.rows, upto + rule.reach):
+            first, last = self._scored, min(self._scored + step, self.grid.rows, upto + rule.reach)
             # A gradient needs one more pixel on either side; whole tiles keep the grid.
             top = max(0, first - 1) * self._tile
             levels = self._source.read(top, min(height, (last + 1) * self._tile))
-            scores = exit_scores(self._rule, levels, self._tile, self._threads)
+            scores = exit_scores(rule, levels, self._tile, self._threads)
             skipped = first - top // self._tile
-            leave = scores[skipped : skipped + last - first] < self._rule.threshold - self._budget
-            self.exits[first:last] = leave
-            self._judged = last
+            self._scores[first:last] = scores[skipped : skipped + last - first]
+            self._scored = last
+        if self._judged < upto:
+            top = max(0, self._judged - rule.reach)
+            rows = slice(self._judged - top, upto - top)
+            around = self._scores[top : min(self.grid.rows, upto + rule.reach)]
+            self.exits[self._judged : upto] = rule.leaves(around, rows, -self._budget)
+            self._judged = upto
 
     def _cells(self, span: tuple[int, int]) -> slice:
         return slice(span[0] // self._tile, -(-span[1] // self._tile))

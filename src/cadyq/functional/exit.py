@@ -1,7 +1,8 @@
 """Exit (0 bits for a whole cell): which cells leave before the body and become plain bicubic.
 
 The decision is a linear model on the logarithms of six LR statistics of the cell, fitted to the logarithm of the
-error increase per pixel, against a threshold. Where an exited cell meets a computed one, the two pictures are
+error increase per pixel, against a threshold that rises with the model's mean around the cell: where the network
+errs more, an increase weighs less. Where an exited cell meets a computed one, the two pictures are
 cross-faded over a few pixels. All of it is exact arithmetic or in a fixed order, so that results are the same on
 every machine; `cadyq.engine.exits` does the same faster.
 """
@@ -9,7 +10,7 @@ every machine; `cadyq.engine.exits` does the same faster.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -34,18 +35,24 @@ class ExitRule:
         bias: added to the weighted logarithms; the sum predicts log(error increase per pixel, squared grey levels).
         threshold: cells whose prediction is below it exit.
         fade: width of the cross-fade, LR pixels.
+        slope: times the mean prediction of the cells around is added to the threshold.
+        reach: how many cells away "around" ends, in rows and columns.
     """
 
     weights: tuple[float, ...]
     bias: float
     threshold: float
     fade: int = 2
+    slope: float = 0.0
+    reach: int = 3
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(CELL_STATISTICS):
             raise ArgumentError("weights", self.weights, f"{len(CELL_STATISTICS)} numbers")
-        if self.fade < 0:
-            raise ArgumentError("fade", self.fade, "0 or more LR pixels")
+        for name in ("fade", "reach"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise ArgumentError(name, value, "a whole number, not negative")
 
     def scores(self, levels: NDArray[Any], cell: int) -> NDArray[np.float64]:
         """Predicted log error increase of each cell of an LR picture, uint8 or uint16 (H, W, 3): (rows, cols)."""
@@ -59,19 +66,43 @@ class ExitRule:
             score = score + weight * found[..., i]
         return score
 
+    def leaves(
+        self, scores: NDArray[np.float64], rows: slice = slice(None), shift: float = 0.0
+    ) -> NDArray[np.bool_]:
+        """Which cells of some rows exit.
+
+        Args:
+            scores: of the picture, ``(rows, cols)``: of ``rows``, and of as many above and below as there are
+                within ``reach``.
+            rows: which of them are asked for.
+            shift: added to the threshold (a budget knob).
+        """
+        limit = self.threshold + shift
+        if self.slope:
+            return np.asarray(scores < limit + self.slope * _means(scores, self.reach))[rows]
+        return np.asarray(scores[rows] < limit)
+
     def to_mapping(self) -> dict[str, Any]:
         """Plain dictionary, fit for JSON."""
-        return {
-            "weights": list(self.weights),
-            "bias": self.bias,
-            "threshold": self.threshold,
-            "fade": self.fade,
-        }
+        return {**asdict(self), "weights": list(self.weights)}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> ExitRule:
         """Inverse of :meth:`to_mapping`."""
-        return cls(tuple(values["weights"]), values["bias"], values["threshold"], values["fade"])
+        return cls(**{**values, "weights": tuple(values["weights"])})
+
+
+def _means(scores: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
+    """Means of the cells at most ``reach`` rows and columns away; cell after cell, so that none depends on others."""
+    numbers = np.stack([scores, np.ones_like(scores)])
+    for axis in (1, 2):
+        padded = np.pad(numbers, [(reach, reach) if i == axis else (0, 0) for i in range(3)])
+        length = numbers.shape[axis]
+        total = np.zeros_like(numbers)
+        for start in range(2 * reach + 1):
+            total = total + padded.take(range(start, start + length), axis)
+        numbers = total
+    return np.asarray(numbers[0] / numbers[1])
 
 
 def fill_exits(
