@@ -1,6 +1,6 @@
 """Fit the rule by which cells leave the network for bicubic, and place its threshold on validation photos.
 
-    python scripts/fit_exit.py MODEL.safetensors OUT.safetensors --cell 16 --loss 0.02
+    python scripts/fit_exit.py MODEL.safetensors OUT.safetensors --cell 16 --loss 0.02 [--degraded]
 
 On training crops every cell's squared luma error is measured twice, through the network (at the most bits) and by
 bicubic. A linear model on the logarithms of six LR statistics predicts the logarithm of the difference (least
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from cadyq.data.crops import Split, load_crops, read_manifest, read_split
+from cadyq.data.degrade import degrade
 from cadyq.functional.exit import EPSILON, ExitRule
 from cadyq.functional.image import cell_statistics, luma
 from cadyq.functional.logarithm import logarithm
@@ -36,19 +37,22 @@ def cells_of(square: NDArray[Any], side: int) -> Array:
     return square[: rows * side, : cols * side].reshape(rows, side, cols, side).mean((1, 3), dtype=np.float64)
 
 
-def measure(model: Model, split: Split, limit: int | None, cache: str) -> tuple[Array, Array]:
+def measure(
+    model: Model, split: Split, limit: int | None, cache: str, is_degraded: bool
+) -> tuple[Array, Array]:
     """Errors (crops, rows, cols, 2), network's and bicubic's, and logarithms of statistics (crops, rows, cols, 6)."""
     crops = load_crops(split, model.scale, cache)
-    order = np.random.default_rng(0).permutation(len(crops.lr))[:limit] if limit else range(len(crops.lr))
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(crops.lr))[:limit] if limit else range(len(crops.lr))
     top = max(bits for site in model.sites for bits in site.candidates)
     errors, features = [], []
     for i in track(order, split, transient=True):
         truth, side = luma(crops.hr[i]), model.tile * model.scale
-        sr = model.upscale(crops.lr[i], force_bits=top).pixels
-        plain = imresize(crops.lr[i], truth.shape[:2])
+        lr = degrade(crops.lr[i][None], rng)[0] if is_degraded else crops.lr[i]
+        sr, plain = model.upscale(lr, force_bits=top).pixels, imresize(lr, truth.shape[:2])
         pair = [cells_of((luma(x) - truth) ** 2, side) for x in (sr, plain)]
         rows, cols = pair[0].shape
-        statistics = cell_statistics(crops.lr[i], model.tile)[:rows, :cols]
+        statistics = cell_statistics(lr, model.tile)[:rows, :cols]
         errors.append(np.stack(pair, -1))
         features.append(logarithm(statistics + EPSILON))
     return np.array(errors), np.array(features)
@@ -106,6 +110,9 @@ def main() -> None:
     parser.add_argument(
         "--cell", type=int, help="LR pixels; another one than the tile only if no bits are chosen"
     )
+    parser.add_argument(
+        "--degraded", action="store_true", help="for a network that is meant for JPEG pictures"
+    )
     parser.add_argument("--crops", type=int, default=1500)
     parser.add_argument("--cache", default="runs/cache")
     options = parser.parse_args()
@@ -117,15 +124,16 @@ def main() -> None:
         config = replace(config, tile=options.cell)
         model.tile = options.cell
     model.exit_rule = None
-    errors, features = measure(model, "train", options.crops, options.cache)
+    errors, features = measure(model, "train", options.crops, options.cache, options.degraded)
     weights = fit(errors, features)
     found = slope(features @ weights[:-1] + weights[-1], errors)
     rule = ExitRule(tuple(weights[:-1].tolist()), float(weights[-1]), 0.0, slope=found)
-    errors, features = measure(model, "validation", None, options.cache)
+    errors, features = measure(model, "validation", None, options.cache, options.degraded)
     scores = features @ weights[:-1] + weights[-1]
     rule, share = place(rule, options.loss, scores, errors, validation_photos())
     print(f"{share:.1%} of the validation crops' cells of {model.tile} exit at {options.loss} dB; {rule}")
-    record = {**loaded.metadata["training"], "exit": f"fitted on {options.crops} crops, {options.loss} dB"}
+    kind = "degraded crops" if options.degraded else "crops"
+    record = {**loaded.metadata["training"], "exit": f"fitted on {options.crops} {kind}, {options.loss} dB"}
     save_model(options.out, loaded.network, config, training=record, exit_rule=rule)
 
 

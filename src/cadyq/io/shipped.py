@@ -44,7 +44,7 @@ def shipped_scales() -> list[int]:
 
 
 def default_model(scale: int = 4, photo: bool = False) -> str:
-    """Return the name of the shipped model for a scale; a content-aware one is preferred.
+    """Return the name of the shipped model for a scale: the fastest, one whose tiles can exit, if there is one.
 
     Args:
         scale: enlargement factor.
@@ -60,7 +60,7 @@ def default_model(scale: int = 4, photo: bool = False) -> str:
         raise ArgumentError(
             "scale", scale, f"the scale of a shipped model ({shipped})", "or pass a model file"
         )
-    return min(fitting, key=lambda name: (("photo" in _parts(name)) != photo, "cadyq" not in name, name))
+    return min(fitting, key=lambda name: (("photo" in _parts(name)) != photo, "exit" not in _parts(name), name))
 
 
 def _parts(name: str) -> list[str]:
