@@ -222,28 +222,33 @@ void Network::spans(int y0, int y1, int level, int margin, std::vector<Span>& ou
   }
 }
 
-// Cuts the tiles into regions: exited ones each for itself; of the others, where nothing is chosen, rectangles.
+// Cuts the tiles into regions: exited ones each for itself; of the others, where nothing is chosen, rectangles, the
+// largest first. A region costs about what the pixels of it and of a ring around it do.
 void Network::find_regions(const uint8_t* exited) {
   regions_.clear();
-  taken_.assign(static_cast<size_t>(rows_) * columns_, 0);
+  taken_.assign(exited, exited + static_cast<size_t>(rows_) * columns_);
   const int most = exited_ && !dynamic_ ? merged_ : 1;
-  auto is_free = [&](int r, int c) { return !taken_[r * columns_ + c] && !exited[r * columns_ + c]; };
-  for (int r = 0; r < rows_; ++r)
-    for (int c = 0; c < columns_; ++c) {
-      if (taken_[r * columns_ + c]) continue;
-      Region region{r, c, r + 1, c + 1};
-      if (!exited[r * columns_ + c]) {
-        while (region.column1 < std::min(columns_, c + most) && is_free(r, region.column1)) ++region.column1;
-        auto is_row_free = [&](int row) {
-          for (int x = c; x < region.column1; ++x)
-            if (!is_free(row, x)) return false;
-          return true;
-        };
-        while (region.row1 < std::min(rows_, r + most) && is_row_free(region.row1)) ++region.row1;
+  auto is_free = [&](const Region& region) {
+    for (int y = region.row0; y < region.row1; ++y)
+      for (int x = region.column0; x < region.column1; ++x)
+        if (taken_[y * columns_ + x]) return false;
+    return true;
+  };
+  auto take = [&](int height, int width) {
+    for (int r = 0; r + height <= rows_; ++r)
+      for (int c = 0; c + width <= columns_; ++c) {
+        const Region region{r, c, r + height, c + width};
+        if (!is_free(region)) continue;
+        for (int y = r; y < region.row1; ++y) std::fill_n(taken_.begin() + y * columns_ + c, width, 1);
+        regions_.push_back(region);
       }
-      for (int y = r; y < region.row1; ++y) std::fill_n(taken_.begin() + y * columns_ + c, region.column1 - c, 1);
-      regions_.push_back(region);
-    }
+  };
+  for (int area = most * most; area > 0; --area)
+    for (int height = most; height > 0; --height)
+      if (area % height == 0 && area / height <= most) take(height, area / height);
+  for (int r = 0; r < rows_; ++r)
+    for (int c = 0; c < columns_; ++c)
+      if (exited[r * columns_ + c]) regions_.push_back({r, c, r + 1, c + 1});
 }
 
 }  // namespace cadyq

@@ -194,16 +194,27 @@ void Network::run_conv(Pool& pool, Group& group, const Node& node, int from, int
   View* dst = node.dst_view >= 0 ? group.views[node.dst_view].get() : nullptr;
   const View* src = group.views[node.src_view].get();
   const bool winograd = conv.kind == Conv::kWinograd;
-  const int band = winograd ? 4 : 1, round = 4 * kernels_->winograd_tiles;
+  const int band = winograd ? (exited_ ? 8 : 4) : 1, round = 4 * kernels_->winograd_tiles;
   jobs_.clear();
+  const int level = src->height / height_, length = exited_ ? 3 : 5;
+  auto is_needed = [&](int y, const Span& span) {
+    spans(y, y + 1, level, node.margin, threads_[0].row);
+    for (const Span& part : threads_[0].row)
+      if (part.x0 < span.x1 && part.x1 > span.x0) return true;
+    return false;
+  };
   for (int y = from; y < to; y += band) {
-    const int height = std::min(band, to - y);
-    spans(y, y + height, src->height / height_, node.margin, threads_[0].spans);
+    spans(y, std::min(to, y + band), level, node.margin, threads_[0].spans);
     for (const Span& span : threads_[0].spans) {
+      int y0 = y, y1 = std::min(to, y + band);
+      if (exited_) {  // rows of the band that belong to other spans
+        while (!is_needed(y0, span)) ++y0;
+        while (!is_needed(y1 - 1, span)) --y1;
+      }
       // Pieces of about five rounds: longer pipelines, and weights are read less often.
-      const int width = span.x1 - span.x0, wanted = std::max(1, (width + 5 * round / 2) / (5 * round));
+      const int width = span.x1 - span.x0, wanted = std::max(1, (width + length * round / 2) / (length * round));
       const int piece = winograd ? ((width + wanted - 1) / wanted + round - 1) / round * round : width;
-      for (int x = span.x0; x < span.x1; x += piece) jobs_.push_back({y, x, height, std::min(piece, span.x1 - x)});
+      for (int x = span.x0; x < span.x1; x += piece) jobs_.push_back({y0, x, y1 - y0, std::min(piece, span.x1 - x)});
     }
   }
   const CadyqEpilogue e = epilogue(conv, 0, node.next, node.layer->data->rectify);
@@ -212,7 +223,7 @@ void Network::run_conv(Pool& pool, Group& group, const Node& node, int from, int
     Thread& thread = threads_[t];
     const auto [y0, x0, height, width] = jobs_[i];
     const size_t shift = static_cast<size_t>(x0) * conv.pixel_bytes() - static_cast<size_t>(conv.pad) * conv.pixel_bytes();
-    const int n_in = (winograd ? 4 : height) + 2 * conv.pad;
+    const int n_in = (winograd ? (height + 3) / 4 * 4 : height) + 2 * conv.pad;
     thread.in.clear();
     for (int y = 0; y < n_in; ++y) thread.in.push_back(src->row(y0 - conv.pad + y) + shift);
     thread.out.clear();

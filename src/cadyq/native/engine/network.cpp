@@ -19,6 +19,7 @@ constexpr int kAlign = 32;           // channels of hidden planes are padded to 
 constexpr int kSlack = 12;           // pixels that kernels may read beyond a region
 constexpr int kStripRows = 16;       // input rows per strip, or
 constexpr int kStripPixels = 8192;   // fewer where they are long: at the output's size a row weighs 16 times as much
+constexpr int kLargestRegion = 96;   // pixels a side of tiles that are computed as one
 constexpr int kRowsPerBand = 4;      // Winograd bands
 constexpr int64_t kWinogradLimit = int64_t{1} << 25;  // equation (13)
 
@@ -289,7 +290,7 @@ void Network::finish() {
     n_sites_ += blocks_[first].sites;
   }
   find_margins();
-  merged_ = std::max(1, kernels_->most_tile / plan_tile_);
+  merged_ = std::max(1, kLargestRegion / plan_tile_);
 }
 
 // How far beyond computed tiles each stage's result is read, from the picture backwards.

@@ -262,7 +262,7 @@ class Network {
     std::vector<float> multiplier, factor, first_multiplier, first_ratio;  // of a tile's own range
     double clip = 1;
     std::vector<int32_t> largest;
-    std::vector<Span> spans;
+    std::vector<Span> spans, row;
   };
   struct Tile {
     int index, y0, x0, y1, x1;
