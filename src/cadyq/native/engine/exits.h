@@ -1,4 +1,4 @@
-// Cells that leave the network: what is measured of them, and what they become. docs/numerics.md, section 8.
+// Cells that leave the network: what is measured of them, and what they become. docs/numerics.md, section 9.
 #pragma once
 #include <algorithm>
 #include <cstdint>
