@@ -83,7 +83,11 @@ CADYQ_INLINE void gemm_columns(const uint8_t* const* rows, size_t offset, int n_
 
 extern "C" const CadyqKernels* cadyq_kernels_avx2(void) {
   using namespace cadyq_avx2;
-  static const CadyqKernels k = {"avx2",        1,        kBlock, kTiles, kDirectBlock, 2,      32,
-                                 scratch_bytes, quantize, snap,   sums,   winograd,     direct, columns};
+  static const CadyqKernels k = [] {
+    CadyqKernels own{"avx2",        1,        kBlock, kTiles, kDirectBlock, 2,      32,
+                     scratch_bytes, quantize, snap,   sums,   winograd,     direct, columns};
+    own.expand = expand;
+    return own;
+  }();
   return &k;
 }

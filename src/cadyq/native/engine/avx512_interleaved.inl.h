@@ -6,7 +6,7 @@ constexpr size_t kInputs = (36 * kPlane64 + 4095) / 4096 * 4096 + 512;  // not a
 constexpr size_t kProducts = (36 * kProductPlane + 4095) / 4096 * 4096 + 512;
 // With several blocks of outputs, this many rounds are multiplied by one block of weights before the next, so that
 // weights too large for the cache are read once per group; one slot more holds the next group's first round.
-constexpr int kGroup = 5, kSlots = kGroup + 1;
+constexpr int kGroup = 8, kSlots = kGroup + 1;
 constexpr size_t kInterleavedScratch =
     kSlots * kInputs + 2 * kProducts + 36 * 128 + 24 * 256 + 2 * 4 * 4 * 128 + 16 * sizeof(Constants) + 4096;
 
@@ -29,7 +29,10 @@ class InterleavedRegion {
     spare_residual_ = reinterpret_cast<int16_t*>(take(4 * 4 * 128));
     constants_ = reinterpret_cast<Constants*>(take(16 * sizeof(Constants)));
     for (int block = 0; block < job.c_out / 64; ++block) set_constants(constants_[block], block * 64);
-    const bool slope = job.epilogue.slope != nullptr;
+    const CadyqQuantizer& q = job.epilogue.quantizer;
+    const bool codes = job.epilogue.store != CADYQ_INT16;
+    // Codes that are never negative make zeros of negative values as a rectifier does.
+    const bool slope = job.epilogue.slope && !(codes && q.is_unsigned && job.epilogue.slopes == CADYQ_ZEROS);
     if (job.epilogue.gain)
       out_ = slope ? cadyq_wino_out_snapped_act : cadyq_wino_out_snapped;
     else if (job.epilogue.rectify)
@@ -37,8 +40,12 @@ class InterleavedRegion {
     else if (job.epilogue.store == CADYQ_INT16)
       out_ = job.target.residual ? (slope ? cadyq_wino_out_residual_act : cadyq_wino_out_residual)
                                  : (slope ? cadyq_wino_out_int16_act : cadyq_wino_out_int16);
-    else if (job.epilogue.quantizer.is_unsigned)
+    else if (q.is_unsigned && q.covers)
+      out_ = slope ? cadyq_wino_out_unsigned_covered_act : cadyq_wino_out_unsigned_covered;
+    else if (q.is_unsigned)
       out_ = slope ? cadyq_wino_out_unsigned_act : cadyq_wino_out_unsigned;
+    else if (q.covers)
+      out_ = slope ? cadyq_wino_out_signed_covered_act : cadyq_wino_out_signed_covered;
     else
       out_ = slope ? cadyq_wino_out_signed_act : cadyq_wino_out_signed;
   }

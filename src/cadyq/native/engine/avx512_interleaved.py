@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 
-TILES = 12
+TILES = 8
 INPUT_PLANE = TILES * 128 + 64  # bytes between Winograd positions: transformed inputs
 PRODUCT_PLANE = TILES * 256 + 64  # the same for products
 HALF_STEPS = 16  # each function loops twice over half of the 32 pairs of inputs
@@ -98,8 +98,10 @@ def output_columns() -> list[Code]:
     return parts
 
 
-def output_rows(store: str, slope: bool) -> list[Code]:
+def output_rows(store: str, slope: bool, covered: bool = False) -> list[Code]:
     """Two rows of O to the target, one row of four pixels at a time: equations (7), (13), (4) and (14).
+
+    Covered codes need no clamping to int16 before, see CadyqQuantizer.
 
     Only two rows, as this is the longest task: more would take longer than the products it hides behind.
     """
@@ -141,8 +143,9 @@ def output_rows(store: str, slope: bool) -> list[Code]:
         else:
             code.append(f"vmovups {REQUANT}(%r10), %zmm10")
             code += [f"vrndscaleps $8, %zmm{y}, %zmm{y}" for y in RESULTS]
-            code += [f"vminps {MAX16}(%r15){{1to16}}, %zmm{y}, %zmm{y}" for y in RESULTS]
-            code += [f"vmaxps {MIN16}(%r15){{1to16}}, %zmm{y}, %zmm{y}" for y in RESULTS]
+            if not covered:
+                code += [f"vminps {MAX16}(%r15){{1to16}}, %zmm{y}, %zmm{y}" for y in RESULTS]
+                code += [f"vmaxps {MIN16}(%r15){{1to16}}, %zmm{y}, %zmm{y}" for y in RESULTS]
             code += [op("vmulps", 10, y, y) for y in RESULTS] + [op("vcvtps2dq", y, y) for y in RESULTS]
             code += [f"vmovdqa64 {ORDER}(%r15), %zmm1", op("vpackssdw", 4, 0, 0), op("vpackssdw", 3, 2, 2)]
             if store == "signed":
@@ -208,11 +211,12 @@ def program() -> Code:
     target = ["movq (%rcx), %r8", "movq 8(%rcx), %r10", "movq 16(%rcx), %r12", "movq 24(%rcx), %r13"]
     target += ["leaq (%r13, %r13, 2), %r14", "movq 32(%rcx), %r15"]
     for store in ("signed", "unsigned", "int16", "residual", "rectified", "snapped"):
-        size = 16 if store in ("signed", "unsigned") else 32
-        ahead = ["addq $64, %r8", "addq $64, %r10", f"addq ${size}, %r12"]
-        for slope in (False, True):
-            name = f"cadyq_wino_out_{store}{'_act' if slope else ''}"
-            code += function(name, target, output_rows(store, slope), ahead)
+        is_code = store in ("signed", "unsigned")
+        ahead = ["addq $64, %r8", "addq $64, %r10", f"addq ${16 if is_code else 32}, %r12"]
+        for covered in (False, True) if is_code else (False,):
+            for slope in (False, True):
+                name = f"cadyq_wino_out_{store}{'_covered' * covered}{'_act' * slope}"
+                code += function(name, target, output_rows(store, slope, covered), ahead)
     return [*code, '.section .note.GNU-stack, "", @progbits']
 
 

@@ -8,7 +8,7 @@
 namespace cadyq_avx512 {
 namespace {
 
-constexpr int kTiles = 12, kGemmTiles = 4, kBlock = 64;
+constexpr int kTiles = 8, kGemmTiles = 4, kBlock = 64;
 constexpr int kDirectBlock = 64, kPixels = 4, kColumnPixels = 8;
 
 // The matrix kernels are assembly because GCC 12 spills accumulators that are left to it. Registers: 16 accumulators
@@ -205,7 +205,11 @@ extern "C" const CadyqKernels* cadyq_kernels_avx512vnni(void) {
   constexpr auto scratch = scratch_bytes;
   constexpr auto wino = winograd;
 #endif
-  static const CadyqKernels k = {"avx512vnni", 1,        kBlock, kTiles, kDirectBlock, 1,      64,
-                                 scratch,      quantize, snap,   sums,   wino,         direct, columns};
+  static const CadyqKernels k = [] {
+    CadyqKernels own{"avx512vnni", 1,        kBlock, kTiles, kDirectBlock, 1,      64,
+                     scratch,      quantize, snap,   sums,   wino,         direct, columns};
+    own.expand = expand;
+    return own;
+  }();
   return &k;
 }

@@ -288,7 +288,7 @@ class TileRun {
       to = {reinterpret_cast<int16_t*>(thread_.hidden[layer.hidden].get()), conv.dst_channels, box};
       for (int y = box.y0; y < box.y1; ++y) thread_.out.push_back(reinterpret_cast<uint8_t*>(to.at(y, box.x0)));
     }
-    skip(layer, box);
+    skip(layer, i, box);
     CadyqEpilogue e = n_.epilogue(conv, k, next, layer.data->rectify);
     if (conv.own_range()) e.factor = thread_.factor.data();
     const CadyqTarget target{thread_.out.data(), thread_.residual.empty() ? nullptr : thread_.residual.data(), 1,
@@ -297,7 +297,7 @@ class TileRun {
   }
 
   // Rows of what is added: the values themselves where they lie as the results do, else a copy on the target's grid.
-  void skip(const Layer& layer, const Box& box) {
+  void skip(const Layer& layer, int i, const Box& box) {
     thread_.residual.clear();
     is_snapped_ = false;
     if (!layer.skip.is_used()) return;
@@ -335,6 +335,17 @@ class TileRun {
     }
     const size_t pitch = static_cast<size_t>(box.width()) * channels;
     int16_t* made = reinterpret_cast<int16_t*>(thread_.skip.get());
+    const Conv& first = *block_.layers[0].conv;
+    if (n_.kernels_->expand && layer.skip.shared && i == 1 && !own && first.kind == Conv::kWinograd && first.c_in == channels) {
+      // The first layer's codes are still there while the second one runs, and half the size of the values.
+      const Codes kept = codes(block_.layers[0], 0);
+      for (int y = box.y0; y < box.y1; ++y, made += pitch) {
+        n_.kernels_->expand(kept.at(y, box.x0), first.quantizer[first_choice_].is_unsigned, made, box.width(), channels,
+                            layer.skip.ratio[first_choice_].data());
+        thread_.residual.push_back(made);
+      }
+      return;
+    }
     for (int y = box.y0; y < box.y1; ++y, made += pitch) {
       int offset = 0;
       for (const PartData& p : layer.skip.data->parts) {

@@ -113,6 +113,9 @@ struct CadyqKernels {
   int32_t least_tile = 56, most_tile = 80;    // sides of tiles that suit the caches, where the plan leaves the choice
   int32_t signed_codes = 0;    // 8-bit codes below 0 are multiplied as such, without an offset of 128
   int32_t snaps_residual = 0;  // takes a target's `snap`, with outputs in multiples of 32 and slopes that are fractions
+  // clamp16(rint(code * ratio)) of 8-bit codes as Winograd layers read them; multiples of 16 channels.
+  void (*expand)(const uint8_t* codes, int32_t is_unsigned, int16_t* dst, int32_t pixels, int32_t channels,
+                 const float* ratio) = nullptr;
   int32_t splits_values = 0;   // multiplies planes' int16 values by 8-bit weights; kernels to CADYQ_MAX_SPLIT_KERNEL
 };
 

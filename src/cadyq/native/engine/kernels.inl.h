@@ -227,6 +227,17 @@ void snap(const int16_t* src, int32_t src_stride, int16_t* dst, int32_t dst_stri
   }
 }
 
+template <bool Unsigned>
+CADYQ_INLINE void expand_codes(const uint8_t* codes, int16_t* dst, int pixels, int channels, const float* ratio) {
+  for (int x = 0; x < pixels; ++x, codes += channels, dst += channels)
+    for (int c = 0; c < channels; c += kLanes)
+      store_int16(dst + c, rint32(mul(load_code_f32<Unsigned>(codes + c), load_f32(ratio + c))), nullptr, false);
+}
+
+void expand(const uint8_t* codes, int32_t is_unsigned, int16_t* dst, int32_t pixels, int32_t channels, const float* ratio) {
+  is_unsigned ? expand_codes<true>(codes, dst, pixels, channels, ratio) : expand_codes<false>(codes, dst, pixels, channels, ratio);
+}
+
 // Sums over the region of 4 * kLanes or fewer channels at once, so that every cache line is read once.
 template <int Groups>
 void region_sums(const int16_t* src, size_t pitch, int height, int width, int channels, int64_t* sum,

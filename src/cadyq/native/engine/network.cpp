@@ -641,8 +641,10 @@ void Network::schedule(Group& group) {
 }
 
 void Network::resize(const Image& in, int threads, int tile) {
-  const bool same = tile == tile_ && in.height == height_ && in.width == width_ && in.wide == wide_;
+  const int region = exited_ && !dynamic_ ? std::max(tile, plan_tile_ * merged_) : tile;
+  const bool same = tile == tile_ && in.height == height_ && in.width == width_ && in.wide == wide_ && region <= region_;
   if (same && static_cast<int>(threads_.size()) >= threads) return;
+  region_ = region;
   const int old_height = height_ ? height_ : 1, old_width = width_ ? width_ : 1;
   tile_ = tile;
   height_ = in.height;
@@ -684,18 +686,17 @@ void Network::resize(const Image& in, int threads, int tile) {
   }
   for (const auto& c : convs_) c_max = std::max({c_max, c->c_in, c->dst_channels});
   for (const auto& p : planes_) c_max = std::max(c_max, round_channels(p.channels));
-  const int largest = std::max(tile_, dynamic_ ? 0 : plan_tile_ * merged_);
-  const size_t side = static_cast<size_t>(largest) + 2 * halo + kSlack, region = side * side * c_max * 2;
+  const size_t side = static_cast<size_t>(region) + 2 * halo + kSlack, bytes = side * side * c_max * 2;
   int level = 1;
   for (const auto& p : planes_) level = std::max(level, p.level);
   for (Thread& t : threads_) {
     t.kernel.reserve(kernels_->scratch_bytes(c_max));
     if (halo) {
-      t.codes[0].reserve(region);
-      t.codes[1].reserve(region);
-      t.skip.reserve(region);
+      t.codes[0].reserve(bytes);
+      t.codes[1].reserve(bytes);
+      t.skip.reserve(bytes);
       t.hidden.resize(std::max<size_t>(t.hidden.size(), buffers));
-      for (Buffer& b : t.hidden) b.reserve(region);
+      for (Buffer& b : t.hidden) b.reserve(bytes);
     }
     t.multiplier.resize(c_max);
     t.first_multiplier.resize(c_max);

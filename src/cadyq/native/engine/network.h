@@ -341,7 +341,7 @@ class Network {
   std::vector<std::pair<std::string, double>> profile_;
   int height_ = 0, width_ = 0, rows_ = 0, columns_ = 0;
   const uint8_t* exited_ = nullptr;  // during a run, where some are
-  int merged_ = 1;                   // tiles a side of the largest region
+  int merged_ = 1, region_ = 0;      // sides of the largest region, in tiles; of what buffers hold, in pixels
   std::vector<Region> regions_;
   std::vector<uint8_t> taken_;       // tiles that lie in a region already
   struct Job {

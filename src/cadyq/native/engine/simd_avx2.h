@@ -49,6 +49,11 @@ CADYQ_INLINE F32 round_clamped(F32 t, F32 low, F32 high) {
 }
 CADYQ_INLINE F32 splat(float v) { return _mm256_set1_ps(v); }
 CADYQ_INLINE I32 rint32(F32 a) { return _mm256_cvtps_epi32(a); }
+template <bool Unsigned>
+CADYQ_INLINE F32 load_code_f32(const uint8_t* p) {
+  const __m128i x = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return _mm256_cvtepi32_ps(Unsigned ? _mm256_cvtepu8_epi32(x) : _mm256_cvtepi8_epi32(x));
+}
 CADYQ_INLINE F32 load16_f32(const int16_t* p) {
   return to_f32(_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }

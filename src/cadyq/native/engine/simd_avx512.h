@@ -51,6 +51,11 @@ CADYQ_INLINE F32 round_clamped(F32 t, F32 low, F32 high) {
 }
 CADYQ_INLINE F32 splat(float v) { return _mm512_set1_ps(v); }
 CADYQ_INLINE I32 rint32(F32 a) { return _mm512_cvtps_epi32(a); }
+template <bool Unsigned>
+CADYQ_INLINE F32 load_code_f32(const uint8_t* p) {
+  const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm512_cvtepi32_ps(Unsigned ? _mm512_cvtepu8_epi32(x) : _mm512_cvtepi8_epi32(x));
+}
 CADYQ_INLINE F32 load16_f32(const int16_t* p) {
   return to_f32(_mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 }
