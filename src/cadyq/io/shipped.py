@@ -60,7 +60,9 @@ def default_model(scale: int = 4, photo: bool = False) -> str:
         raise ArgumentError(
             "scale", scale, f"the scale of a shipped model ({shipped})", "or pass a model file"
         )
-    return min(fitting, key=lambda name: (("photo" in _parts(name)) != photo, "exit" not in _parts(name), name))
+    return min(
+        fitting, key=lambda name: (("photo" in _parts(name)) != photo, "exit" not in _parts(name), name)
+    )
 
 
 def _parts(name: str) -> list[str]:
