@@ -20,6 +20,13 @@ def test_the_default_model_is_content_aware():
         shipped.default_model(3)
 
 
+def test_a_model_whose_cells_can_exit_comes_first(monkeypatch):
+    names = ["srresnet_x4_cadyq", "srresnet_x4_exit", "srresnet_x4_photo"]
+    monkeypatch.setattr(shipped, "shipped_models", lambda: names)
+    assert shipped.default_model() == "srresnet_x4_exit"
+    assert shipped.default_model(photo=True) == "srresnet_x4_photo"
+
+
 def test_a_compressed_photo_gets_the_photo_network_where_there_is_one():
     assert shipped.default_model(photo=True) == "srresnet_x4_cadyq_photo"
     assert shipped.default_model(2, photo=True) == "srresnet-x2"

@@ -7,6 +7,7 @@ from networks import QUANTIZATION, save_network
 
 from cadyq.config import Quantization, to_mapping
 from cadyq.errors import ArgumentError
+from cadyq.io.shipped import shipped_models
 from cadyq.report.networks import _method, find, read_network, scan
 
 
@@ -60,3 +61,10 @@ def test_one_file_and_wrong_folder(tmp_path, raises_clearly):
     path = save_network(tmp_path / "mine.safetensors", "edsr", QUANTIZATION)
     assert read_network(path).name == "mine"
     raises_clearly(ArgumentError, lambda: scan([tmp_path / "none"]), "none", "folder")
+
+
+@pytest.mark.skipif(
+    "srresnet-x4-exit" not in shipped_models(), reason="the model does not ship with this build"
+)
+def test_a_network_whose_cells_exit_stands_for_no_row_of_the_paper():
+    assert read_network("srresnet-x4-exit").method == "PAMS + exit"

@@ -165,6 +165,8 @@ def start(source, output):
         "2",
         "--threads",
         "1",
+        "--model",
+        "srresnet-x4-cadyq",
     ]
     return subprocess.Popen(
         list(map(str, arguments)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,

@@ -44,7 +44,7 @@ def shipped_scales() -> list[int]:
 
 
 def default_model(scale: int = 4, photo: bool = False) -> str:
-    """Return the name of the shipped model for a scale: the fastest, one whose tiles can exit, if there is one.
+    """Return the name of the shipped model for a scale: one whose cells exit first, then a content-aware one.
 
     Args:
         scale: enlargement factor.
@@ -60,9 +60,12 @@ def default_model(scale: int = 4, photo: bool = False) -> str:
         raise ArgumentError(
             "scale", scale, f"the scale of a shipped model ({shipped})", "or pass a model file"
         )
-    return min(
-        fitting, key=lambda name: (("photo" in _parts(name)) != photo, "exit" not in _parts(name), name)
-    )
+
+    def rank(name: str) -> tuple[bool, bool, bool, str]:
+        parts = _parts(name)
+        return ("photo" in parts) != photo, "exit" not in parts, "cadyq" not in parts, name
+
+    return min(fitting, key=rank)
 
 
 def _parts(name: str) -> list[str]:
