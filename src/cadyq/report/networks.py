@@ -159,14 +159,15 @@ def _read(name: str, path: Path) -> Network:
     if not path.is_file():  # a plan alone
         path = path.with_name(name + PLAN_SUFFIX)
     _, metadata = load_checkpoint(path)
-    conversion = metadata.get("quantization", {}).get("conversion", {})
+    quantization = metadata.get("quantization", {})
+    conversion = quantization.get("conversion", {})
     bits = tuple(conversion.get("bits", (32,)))
     return Network(
         name,
         path,
         metadata["backbone"],
         int(metadata["scale"]),
-        _method(conversion) + (EXITS if "exit" in metadata else ""),
+        _method(conversion) + (EXITS if "exit" in quantization else ""),
         bits if conversion.get("dynamic") else bits[-1:],
         conversion,
         metadata.get("training", {}),
