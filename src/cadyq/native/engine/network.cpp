@@ -40,11 +40,11 @@ uint8_t* Buffer::reserve(size_t bytes) {
     void* p = nullptr;
     if (posix_memalign(&p, page, rounded) != 0) throw std::bad_alloc();
 #if defined(MADV_HUGEPAGE)
-    if (large) madvise(p, rounded, MADV_HUGEPAGE);
+    if (large) madvise(p, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);  // what is left of the last one stays untouched
 #endif
     data_.reset(static_cast<uint8_t*>(p));
-    std::memset(p, 0, rounded);
-    size_ = rounded;
+    std::memset(p, 0, bytes + 4096);
+    size_ = bytes;
   }
   return data_.get();
 }
@@ -289,6 +289,12 @@ void Network::finish() {
     plan_block(first);
     n_sites_ += blocks_[first].sites;
   }
+  // Packed weights are all that runs need.
+  for (StepData& step : steps_)
+    for (LayerData& layer : step.layers) {
+      layer.conv.weight = {};
+      for (ConvData& border : layer.borders) border.weight = {};
+    }
   find_margins();
   merged_ = std::max(1, kLargestRegion / plan_tile_);
 }
