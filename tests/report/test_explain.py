@@ -43,6 +43,16 @@ def test_texture_gets_more_bits_than_flat(half_flat, tmp_path):
     assert nearness[0] < nearness[2]
 
 
+@pytest.mark.skipif(
+    "srresnet-x4-exit" not in shipped_models(), reason="the model does not ship with this build"
+)
+def test_budgets_are_measured_against_a_network_that_nobody_leaves(half_flat):
+    found = explain(load("srresnet-x4-exit"), half_flat, budgets=(-6, 0, 1e6), threads=1)
+    assert 0 < found.result.exited < 1
+    nearness = [row["psnr_to_most_bits_db"] for row in found.budgets]
+    assert nearness[0] < nearness[1] < nearness[2] == 100
+
+
 def test_page_is_self_contained(folder_of_networks, half_flat, tmp_path):
     found = explain(
         load(folder_of_networks / "srresnet-cadyq.safetensors"), half_flat, budgets=(0,), threads=1
