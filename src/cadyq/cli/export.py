@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,12 @@ def run(options: argparse.Namespace) -> int:
         "opset": OPSET,
         "storage_bytes": options.output.stat().st_size,
     }
+    if model.exit_rule is not None:
+        result["exits"] = False
+        print(
+            f"cadyq: {model.name}: cells that exit have no form in ONNX; the file computes all.",
+            file=sys.stderr,
+        )
     if options.check is not None:
         pairs = islice(load_pairs(options.check, plan.scale), options.limit)
         found = compare(options.output, plan, (pair.lr for pair in pairs), options.threads)
