@@ -261,6 +261,12 @@ class Model:
     def __repr__(self) -> str:
         return f"Model({self.name!r}, scale={self.scale})"
 
+    @property
+    def candidate_bits(self) -> list[int]:
+        """Bit-widths that a tile can get at one of the body's sites, ascending; 0 is among them if tiles can exit."""
+        offered = {bits for site in self.sites if site.kind == "body" for bits in site.candidates}
+        return sorted(offered | ({0} if self.exit_rule is not None else set()))
+
     def runtime(self, mode: Mode, tile: int, wanted: Runtime = "auto") -> Runtime:
         """Which runtime serves a mode: the engine where there is a plan, for tiles it can hold; else torch.
 

@@ -9,6 +9,7 @@ import pytest
 from services import MODEL, png, serving, until
 
 from cadyq import cli
+from cadyq.service.catalog import Catalog
 from cadyq.service.work import Cancelled
 
 app_module = pytest.importorskip("cadyq.service.app", reason="needs the extra [web]")
@@ -269,3 +270,9 @@ def test_what_is_offered_and_described(client):
     assert "Retry-After" in json.dumps(post["responses"]["503"])
     assert client.get("/readyz").json() == {"status": "ready"}
     assert metric(client, 'cadyq_http_requests_total{method="GET",route="/readyz",status="200"}') >= 1
+
+
+def test_a_model_whose_tiles_exit_offers_zero_bits():
+    offered = {model["name"]: model["candidate_bits"] for model in Catalog().describe()}
+    assert offered["srresnet-x4-exit"] == [0, 8]
+    assert offered["srresnet-x4-cadyq"] == [4, 6, 8]

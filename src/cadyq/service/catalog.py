@@ -78,7 +78,7 @@ class Catalog:
             "is_default": name == self.default,
             "scale": model.scale,
             "tile": model.tile,
-            "candidate_bits": sorted({bits for site in body for bits in site.candidates}),
+            "candidate_bits": model.candidate_bits,
             "n_sites": len(body),
             "runtime": "engine" if model.engine is not None else "torch",
             "license": str(model.metadata.get("license", "not stated")),

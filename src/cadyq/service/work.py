@@ -108,7 +108,7 @@ def _description(task: PictureTask, with_preview: bool) -> dict[str, Any]:
         "tile": found.tile,
         "rows": grid.rows,
         "cols": grid.cols,
-        "candidate_bits": sorted({bits for site in found.sites for bits in site.candidates}),
+        "candidate_bits": found.candidate_bits,
         "model": Path(task.model_name).name.removesuffix(MODEL_SUFFIX),
         "notes": list(task.notes),
     }

@@ -70,7 +70,9 @@ export class View {
     const shrink = (this.parts.width / this.size[0]) * scale;
     const paint = this.parts.getContext("2d");
     paint.drawImage(image, x0 * shrink, y0 * shrink, (x1 - x0) * shrink, (y1 - y0) * shrink);
-    this.widen(bits.flat().filter((value) => value > 0));
+    // Tiles that left say little beside tiles that chose, but all where the others are alike.
+    const chosen = bits.flat().filter((value) => value > 0);
+    this.widen(new Set(chosen).size > 1 ? chosen : bits.flat());
     const now = performance.now();
     bits.forEach((row, r) => row.forEach((value, c) => {
       const delay = calm.matches ? -ARRIVAL : (r + c) * Math.min(45, 700 / (bits.length + row.length));
