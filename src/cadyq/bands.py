@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cadyq.cells import Force, Inferred, Levels, SiteCost
 from cadyq.engine.exits import exit_scores, fill_exits
-from cadyq.functional.exit import ExitRule
+from cadyq.functional.exit import BandPlace, ExitRule
 from cadyq.functional.tiling import Grid, Strip, strips
 
 __all__ = ["ArrayRows", "Bands", "RowSource", "part_of"]
@@ -125,18 +125,15 @@ class Bands:
             if self.exits[self._cells(down.keep)].any():
                 assert self._rule is not None
                 band = np.ascontiguousarray(band)  # it may be a part of its block
-                fill_exits(
-                    band,
-                    self._source.read(*down.read),
-                    self.exits,
-                    top=down.read[0],
-                    height=self._source.shape[0],
-                    first=down.keep[0] // self._tile,
-                    scale=s,
-                    cell=self._tile,
-                    fade=self._rule.fade,
-                    threads=self._threads,
+                place = BandPlace(
+                    down.read[0],
+                    self._source.shape[0],
+                    down.keep[0] // self._tile,
+                    s,
+                    self._tile,
+                    self._rule.fade,
                 )
+                fill_exits(band, self._source.read(*down.read), self.exits, place, self._threads)
             yield band
             del band  # a band can be large; the next one must not be computed beside it
 

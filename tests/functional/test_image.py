@@ -59,7 +59,9 @@ def test_cell_statistics_equal_a_loop(shape, dtype):
     levels = RNG.integers(0, np.iinfo(dtype).max + 1, (*shape, 3)).astype(dtype)
     result = cell_statistics(levels, 16)
     assert result.shape == (-(-shape[0] // 16), -(-shape[1] // 16), len(CELL_STATISTICS))
-    light = gray(levels / np.iinfo(dtype).max)
+    shift, unit = (8, 65280) if dtype == np.uint8 else (16, 65535)
+    light = (levels.astype(np.int64) @ np.array([19595, 38470, 7471]) >> shift) / unit
+    np.testing.assert_allclose(light, gray(levels / np.iinfo(dtype).max), atol=2e-5)
     dx, dy = sobel(light)
     edge = np.abs(laplacian(light))
     for row, column in np.ndindex(result.shape[:2]):
@@ -72,8 +74,11 @@ def test_cell_statistics_equal_a_loop(shape, dtype):
             edge[box].max(),
             light[box].std(),
         ]
-        # Gray levels are cut to 1/65280 or 1/65535.
-        np.testing.assert_allclose(result[row, column], expected, atol=1e-4)
+        np.testing.assert_allclose(result[row, column], expected, atol=1e-12)
+
+
+def test_single_precision_is_kept():
+    assert gray(RNG.random((20, 20, 3)).astype(np.float32)).dtype == np.float32
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from cadyq.engine import exits as native
 from cadyq.errors import ArgumentError
 from cadyq.functional import exit as plain
-from cadyq.functional.exit import ExitRule
+from cadyq.functional.exit import BandPlace, ExitRule
 from cadyq.functional.image import CELL_STATISTICS
 from cadyq.native import load_native
 
@@ -47,9 +47,9 @@ def test_fill(case, dtype):
     rows = (min(height, last * cell) - first * cell) * scale
     band = rng.integers(0, np.iinfo(dtype).max + 1, (rows, width * scale, 3)).astype(dtype)
     expected = band.copy()
-    arguments = {"top": top, "height": height, "first": first, "scale": scale, "cell": cell, "fade": fade}
-    plain.fill_exits(expected, levels[top:bottom], exits, **arguments)
-    native.fill_exits(band, levels[top:bottom], exits, **arguments, threads=1 + case % 3)
+    place = BandPlace(top, height, first, scale, cell, fade)
+    plain.fill_exits(expected, levels[top:bottom], exits, place)
+    native.fill_exits(band, levels[top:bottom], exits, place, threads=1 + case % 3)
     np.testing.assert_array_equal(band, expected)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cadyq.functional import exit as plain
-from cadyq.functional.exit import ExitRule
+from cadyq.functional.exit import BandPlace, ExitRule
 from cadyq.functional.resize import cubic
 from cadyq.native import load_native
 
@@ -37,27 +37,19 @@ def fill_exits(
     band: NDArray[Any],
     part: NDArray[Any],
     exits: NDArray[np.bool_],
-    *,
-    top: int,
-    height: int,
-    first: int,
-    scale: int,
-    cell: int,
-    fade: int,
+    place: BandPlace,
     threads: int | None = None,
 ) -> None:
     """As `cadyq.functional.exit.fill_exits`."""
-    native, weights = load_native("_engine"), _phases(scale)
+    native, weights = load_native("_engine"), _phases(place.scale)
     if native is None or weights is None:
-        plain.fill_exits(
-            band, part, exits, top=top, height=height, first=first, scale=scale, cell=cell, fade=fade
-        )
+        plain.fill_exits(band, part, exits, place)
         return
-    n_rows = -(-band.shape[0] // (cell * scale))
+    first, n_rows = place.first, -(-band.shape[0] // (place.cell * place.scale))
     around = np.pad(exits, 1)[first : first + n_rows + 2].astype(np.uint8)
     run = native.fill_exits8 if band.dtype == np.uint8 else native.fill_exits16
-    part = np.ascontiguousarray(part)
-    run(band, part, weights, around, top, height, first, cell, fade, _threads(threads))
+    numbers = (place.top, place.height, first, place.cell, place.fade, _threads(threads))
+    run(band, np.ascontiguousarray(part), weights, around, *numbers)
 
 
 @lru_cache(maxsize=8)

@@ -21,7 +21,7 @@ from cadyq.functional.image import CELL_STATISTICS, cell_sums, statistics_of
 from cadyq.functional.logarithm import logarithm
 from cadyq.functional.resize import imresize_rows
 
-__all__ = ["ExitRule", "fill_exits"]
+__all__ = ["BandPlace", "ExitRule", "fill_exits"]
 
 EPSILON = 1e-5
 
@@ -105,41 +105,47 @@ def _means(scores: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
     return np.asarray(numbers[0] / numbers[1])
 
 
-def fill_exits(
-    band: NDArray[Any],
-    part: NDArray[Any],
-    exits: NDArray[np.bool_],
-    *,
-    top: int,
-    height: int,
-    first: int,
-    scale: int,
-    cell: int,
-    fade: int,
-) -> None:
-    """Make bicubic of the cells of a band that exited, and cross-fade inside those that touch them; equation (18).
+@dataclass(frozen=True)
+class BandPlace:
+    """Where a band of the result, and the part of the LR picture that it is made from, lie.
 
-    Args:
-        band: rows of the result, contiguous ``(h, W scale, 3)``; written to.
-        part: rows of the LR picture, ``(rows, W, 3)``, from ``top`` on: all that the band depends on.
-        exits: of all the picture, ``(rows, cols)`` of cells.
+    Attributes:
+        top: row of the LR picture with which the part begins.
         height: of the LR picture.
         first: row of cells with which the band begins.
         scale: of the network.
         cell: side of a cell in LR pixels.
         fade: width of the cross-fade in LR pixels.
     """
-    rows = (first * cell * scale, first * cell * scale + band.shape[0])
-    plain = imresize_rows(part, top, height, (height * scale, band.shape[1]), rows)
-    side, around = cell * scale, np.pad(exits, 1)
-    full = 2 * fade * scale
+
+    top: int
+    height: int
+    first: int
+    scale: int
+    cell: int
+    fade: int
+
+
+def fill_exits(band: NDArray[Any], part: NDArray[Any], exits: NDArray[np.bool_], place: BandPlace) -> None:
+    """Make bicubic of the cells of a band that exited, and cross-fade inside those that touch them; equation (18).
+
+    Args:
+        band: rows of the result, contiguous ``(h, W scale, 3)``; written to.
+        part: rows of the LR picture, ``(rows, W, 3)``: all that the band depends on.
+        exits: of all the picture, ``(rows, cols)`` of cells.
+        place: where both lie.
+    """
+    first, height, fade = place.first, place.height, place.fade * place.scale
+    side, around, full = place.cell * place.scale, np.pad(exits, 1), 2 * fade
+    rows = (first * side, first * side + band.shape[0])
+    plain = imresize_rows(part, place.top, height, (height * place.scale, band.shape[1]), rows)
     for row, col in np.ndindex(-(-band.shape[0] // side), exits.shape[1]):
         box = (slice(row * side, (row + 1) * side), slice(col * side, (col + 1) * side))
         near = around[first + row : first + row + 3, col : col + 3]
         if near[1, 1]:
             band[box] = plain[box]
         elif fade and near.any():
-            own = fade_shares(near, band[box].shape[:2], fade * scale)[..., None]
+            own = fade_shares(near, band[box].shape[:2], fade)[..., None]
             mixed = plain[box].astype(np.int64) * (full - own) + band[box].astype(np.int64) * own
             band[box] = (2 * mixed + full) // (2 * full)
 

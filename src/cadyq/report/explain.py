@@ -123,10 +123,8 @@ def explain(
 
 
 def _span(model: Model) -> tuple[int, int]:
-    offered = [b for s in model.sites if s.kind == "body" for b in s.candidates]
+    offered = model.candidate_bits
     low, high = min(offered, default=0), max(offered, default=8)
-    if model.exit_rule is not None:
-        low = 0
     return (low, high) if low < high else (high - 1, high)
 
 

@@ -13,13 +13,13 @@ from cadyq.errors import ArgumentError
 from cadyq.io.checkpoints import load_checkpoint
 from cadyq.io.shipped import MODEL_SUFFIX, PLAN_SUFFIX, model_path, plan_path, shipped_models
 
-__all__ = ["EXITS", "PAPER_STEPS", "Network", "find", "read_network", "scan"]
+__all__ = ["PAPER_STEPS", "Network", "find", "read_network", "scan"]
 
 PAPER_STEPS = {"idn": 30_000, "edsr": 30_000, "srresnet": 30_000, "carn": 60_000}
 """Updates of the paper's schedule: 300 (CARN 600) epochs of 100, supplement C."""
 
-EXITS = " + exit"
-"""What the method of a network says whose cells can leave before the body; the paper has none such."""
+# What the method of a network says whose cells can leave before the body; the paper has none such.
+_EXITS = " + exit"
 
 _STATIC = {"pams": "PAMS", "linq": "LinQ", "daq": "DAQ", "lsq": "LSQ"}
 _USUAL_BITS = {"PAMS": (8,), "LinQ": (8,), "DAQ": (4,), "LSQ": (8,), "FQSR": (8,)}
@@ -36,7 +36,7 @@ class Network:
         backbone: our name of the backbone.
         scale: enlargement factor.
         method: as the paper would call it: ``FP32``, ``PAMS``, ``DAQ``, ``FQSR``, ``CADyQ``, ``LinQ-CADyQ``,
-            ``CADyQ{2;4;6;8}``, ...; with `EXITS` behind it, if its cells can exit.
+            ``CADyQ{2;4;6;8}``, ...; with `` + exit`` behind it, if its cells can exit.
         bits: candidate bit-widths; (32,) in a float network.
         conversion: how it was quantized, empty for a float network.
         training: the record of its training.
@@ -167,7 +167,7 @@ def _read(name: str, path: Path) -> Network:
         path,
         metadata["backbone"],
         int(metadata["scale"]),
-        _method(conversion) + (EXITS if "exit" in quantization else ""),
+        _method(conversion) + (_EXITS if "exit" in quantization else ""),
         bits if conversion.get("dynamic") else bits[-1:],
         conversion,
         metadata.get("training", {}),

@@ -32,7 +32,8 @@ extern "C" {
 Interleaved cadyq_wino_plain, cadyq_wino_in_columns_s, cadyq_wino_in_columns_u, cadyq_wino_in_rows,
     cadyq_wino_out_columns, cadyq_wino_out_signed, cadyq_wino_out_signed_act, cadyq_wino_out_unsigned,
     cadyq_wino_out_unsigned_act, cadyq_wino_out_signed_covered, cadyq_wino_out_signed_covered_act,
-    cadyq_wino_out_unsigned_covered, cadyq_wino_out_unsigned_covered_act, cadyq_wino_out_int16, cadyq_wino_out_int16_act, cadyq_wino_out_residual,
+    cadyq_wino_out_unsigned_covered, cadyq_wino_out_unsigned_covered_act, cadyq_wino_out_int16,
+    cadyq_wino_out_int16_act, cadyq_wino_out_residual,
     cadyq_wino_out_residual_act, cadyq_wino_out_rectified, cadyq_wino_out_rectified_act, cadyq_wino_out_snapped,
     cadyq_wino_out_snapped_act;
 }

@@ -170,7 +170,6 @@ class Runner {
 
 template <class T>
 using Pixels = nb::ndarray<T, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
-using Weights = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 template <class T>
 cadyq::Levels levels(const Pixels<const T>& image) {

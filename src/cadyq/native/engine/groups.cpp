@@ -211,7 +211,7 @@ void Network::run_conv(Pool& pool, Group& group, const Node& node, int from, int
         while (!is_needed(y0, span)) ++y0;
         while (!is_needed(y1 - 1, span)) --y1;
       }
-      // Pieces of about five rounds: longer pipelines, and weights are read less often.
+      // Pieces of several rounds: longer pipelines, and weights are read less often.
       const int width = span.x1 - span.x0, wanted = std::max(1, (width + length * round / 2) / (length * round));
       const int piece = winograd ? ((width + wanted - 1) / wanted + round - 1) / round * round : width;
       for (int x = span.x0; x < span.x1; x += piece) jobs_.push_back({y0, x, y1 - y0, std::min(piece, span.x1 - x)});

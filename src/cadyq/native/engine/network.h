@@ -271,6 +271,10 @@ class Network {
   struct Region {
     int row0, column0, row1, column1;
   };
+  // A piece of a convolution within a group.
+  struct Job {
+    int y0, x0, height, width;
+  };
 
   int round_channels(int channels) const;
   Conv* prepare(const ConvData& data, int shuffle, bool is_last, bool from_image);
@@ -344,9 +348,6 @@ class Network {
   int merged_ = 1, region_ = 0;      // sides of the largest region, in tiles; of what buffers hold, in pixels
   std::vector<Region> regions_;
   std::vector<uint8_t> taken_;       // tiles that lie in a region already
-  struct Job {
-    int y0, x0, height, width;
-  };
   std::vector<Job> jobs_;
   bool wide_ = false, dynamic_ = false;
 };
