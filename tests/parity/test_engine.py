@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cadyq.engine import reference
 from cadyq.engine.run import Engine, available_isas
+from cadyq.engine.runtime import with_budget
 from cadyq.engine.synthetic import Shape, random_picture, random_plan
 
 pytestmark = pytest.mark.skipif(not available_isas(), reason="the native module is not built")
@@ -115,6 +116,23 @@ def test_selectors_choose_different_candidates():
         seen |= set(np.unique(assert_equal(plan, random_picture(50, 61)).bits))
     assert len(seen) >= 3
     assert len(offsets) == 2  # plain and logarithmic inputs
+
+
+def test_sums_are_exact_in_the_largest_tile():
+    """Values as large as they can be: where one more rounding error would change a choice, no set differs."""
+    shape = Shape(channels=32, blocks=1, bits=(4, 8), tile=256, stages=(2,), gain=300.0, head=3, tail=3)
+    plan, image = random_plan(shape, 5), random_picture(256, 256)
+
+    def chosen(isa: str, budget: float) -> int:
+        return int(Engine(with_budget(plan, budget), 1, isa).upscale(image).choice[0, 0, 0])
+
+    fast = available_isas()[0]
+    low, high = -1e3, 1e3
+    assert (chosen(fast, low), chosen(fast, high)) == (0, 1)
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (middle, high) if chosen(fast, middle) == 0 else (low, middle)
+    for isa in available_isas():
+        assert (chosen(isa, low), chosen(isa, high)) == (0, 1), isa
 
 
 def test_exited_tiles():

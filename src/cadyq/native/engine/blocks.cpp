@@ -7,18 +7,42 @@
 
 namespace cadyq {
 
-// Equation (10a): the same operations in the same order as the reference, so that choices agree everywhere.
-static double logarithm(double x) {
-  int exponent;
-  double mantissa = std::frexp(x, &exponent);
-  if (mantissa < 0.7071067811865476) {
-    mantissa = mantissa + mantissa;
-    --exponent;
+// std::frexp of a positive number, without a call for normal ones.
+static double split(double x, int* exponent) {
+  uint64_t word;
+  std::memcpy(&word, &x, sizeof word);
+  const int biased = static_cast<int>(word >> 52);
+  if (biased < 1 || biased > 2046) return std::frexp(x, exponent);
+  *exponent = biased - 1022;
+  word = (word & 0x000fffffffffffff) | 0x3fe0000000000000;
+  std::memcpy(&x, &word, sizeof word);
+  return x;
+}
+
+// Equation (10a): the same operations in the same order as the reference, so that choices agree everywhere. All of a
+// tile's inputs at once, as one alone would wait for itself at every step of the series.
+static void take_logarithms(double* x, int n) {
+  constexpr int kTogether = 16;
+  for (int first = 0; first < n; first += kTogether) {
+    const int count = std::min(kTogether, n - first);
+    double exponent[kTogether], t[kTogether], series[kTogether];
+    for (int i = 0; i < count; ++i) {
+      int e;
+      double mantissa = split(x[first + i], &e);
+      if (mantissa < 0.7071067811865476) {
+        mantissa = mantissa + mantissa;
+        --e;
+      }
+      exponent[i] = e;
+      t[i] = (mantissa - 1.0) / (mantissa + 1.0);
+      series[i] = 1.0 / 21.0;
+    }
+    for (int k = 19; k > 0; k -= 2) {
+      const double term = 1.0 / k;
+      for (int i = 0; i < count; ++i) series[i] = series[i] * (t[i] * t[i]) + term;
+    }
+    for (int i = 0; i < count; ++i) x[first + i] = exponent[i] * 0.6931471805599453 + (t[i] + t[i]) * series[i];
   }
-  const double t = (mantissa - 1.0) / (mantissa + 1.0), square = t * t;
-  double series = 1.0 / 21.0;
-  for (int k = 19; k > 0; k -= 2) series = series * square + 1.0 / k;
-  return exponent * 0.6931471805599453 + (t + t) * series;
 }
 
 // Equations (9) and (10), from the sums of the site's channels.
@@ -33,8 +57,10 @@ int Network::select(const SiteData& site, int tile, int64_t n, Thread& thread) c
     const int64_t spread = n * squares[c] - sum[c] * sum[c];
     input[2 + c] = n == 1 ? 0.0 : std::sqrt(static_cast<double>(spread) / pairs) * site.step;
   }
-  if (site.log_offset > 0)
-    for (int i = 0; i < inputs; ++i) input[i] = logarithm(input[i] + site.log_offset);
+  if (site.log_offset > 0) {
+    for (int i = 0; i < inputs; ++i) input[i] = input[i] + site.log_offset;
+    take_logarithms(input, inputs);
+  }
   int best = 0;
   double best_score = 0;
   for (size_t k = 0; k < site.bias.size(); ++k) {
@@ -65,79 +91,75 @@ void Network::own_range(const Conv& conv, int k, Thread& thread) const {
   thread.clip = clip;
 }
 
-void Network::run_block(Pool& pool, const Segment& segment, const int8_t* forced, const uint8_t* exited, uint8_t* bits,
-                        int8_t* choice) {
-  const StepData& step = steps_[segment.block];
-  Store& dst = stores_[step.dst];
-  const size_t n = blocks_[segment.block].sites;
-  pool.run(static_cast<int>(regions_.size()), [&](int i, int thread) {
-    const Region& region = regions_[i];
-    const int t = region.row0 * columns_ + region.column0;
-    const Tile tile{t, region.row0 * tile_, region.column0 * tile_, std::min(height_, region.row1 * tile_),
-                    std::min(width_, region.column1 * tile_)};
-    const size_t at = static_cast<size_t>(t) * n_sites_ + segment.first_site;
-    std::fill(bits + at, bits + at + n, 0);
-    std::fill(choice + at, choice + at + n, -1);
-    dst.next[t] = nullptr;
-    if (!exited[t]) run_tile(segment, tile, threads_[thread], forced + at, bits + at, choice + at);
-    if (!dst.next[t]) keep(step, tile);
-    for (int r = region.row0; r < region.row1; ++r)
-      for (int c = region.column0; c < region.column1; ++c) {
-        const int other = r * columns_ + c;
-        if (other == t) continue;
-        const size_t to = static_cast<size_t>(other) * n_sites_ + segment.first_site;
-        std::copy_n(bits + at, n, bits + to);
-        std::copy_n(choice + at, n, choice + to);
-        dst.next[other] = dst.next[t];
-      }
-  });
-  dst.tiles.swap(dst.next);
-}
-
 // What becomes of a tile that a block does not compute: its input, or zeros where nothing is added to it.
-void Network::keep(const StepData& step, const Tile& tile) {
+void Network::keep(const StepData& step, int tile) {
   const Store& src = stores_[step.src];
   Store& dst = stores_[step.dst];
   if (step.residual && step.src == step.dst) {  // the values stay where they are
-    dst.next[tile.index] = src.tiles[tile.index];
+    dst.next[tile] = src.tiles[tile];
     return;
   }
-  int16_t* to = dst.memory[dst.two && step.src == step.dst && dst.memory[0] == src.tiles[tile.index] ? 1 : 0];
-  for (int y = tile.y0; y < tile.y1; ++y) {
-    const size_t offset = (static_cast<size_t>(y) * width_ + tile.x0) * dst.channels;
-    const size_t bytes = static_cast<size_t>(tile.x1 - tile.x0) * dst.channels * 2;
+  int16_t* to = dst.memory[is_second(step, tile)];
+  const Box box = pixels(tile_region(tile));
+  for (int y = box.y0; y < box.y1; ++y) {
+    const size_t offset = (static_cast<size_t>(y) * width_ + box.x0) * dst.channels;
+    const size_t bytes = static_cast<size_t>(box.width()) * dst.channels * 2;
     if (step.residual)
-      std::memcpy(to + offset, src.tiles[tile.index] + offset, bytes);
+      std::memcpy(to + offset, src.tiles[tile] + offset, bytes);
     else
       std::memset(to + offset, 0, bytes);
   }
-  dst.next[tile.index] = to;
+  dst.next[tile] = to;
 }
 
-// One tile through the layers of a block. Everything is clipped to the picture; beyond it, codes are zero.
-class TileRun {
+// Tiles that have chosen alike so far, through the layers of a block, as one. Where they choose differently, the rest of
+// the layers is run for each part; what the layers before have left in the thread's buffers serves all of them.
+// Everything is clipped to the picture; beyond it, codes are zero.
+class RegionRun {
  public:
-  TileRun(const Network& network, int step, Network::Tile tile, Network::Thread& thread)
+  RegionRun(Network& network, const StepData& step, const BlockPlan& block, const Network::Choices& choices,
+            const Region& region, Network::Thread& thread)
       : n_(network),
-        step_(network.steps_[step]),
-        block_(network.blocks_[step]),
-        tile_(tile),
+        step_(step),
+        block_(block),
+        choices_(choices),
+        region_(region),
+        first_tile_(region.row0 * network.columns_ + region.column0),
+        box_(network.pixels(region)),
         thread_(thread),
-        inner_(region(0)),
-        at_border_(tile.y0 < block_.halo || tile.x0 < block_.halo || tile.y1 + block_.halo > n_.height_ ||
-                   tile.x1 + block_.halo > n_.width_) {}
+        at_border_(box_.y0 < block_.halo || box_.x0 < block_.halo || box_.y1 + block_.halo > n_.height_ ||
+                   box_.x1 + block_.halo > n_.width_) {}
 
-  // Returns whether the tile was computed; if so its values are in `to`.
-  bool run(int16_t* to, const int8_t* forced, uint8_t* bits, int8_t* choice) {
-    bool coded = false;  // the layer before has written the codes already
-    for (size_t i = 0; i < block_.layers.size(); ++i) {
+  // Enters what each tile chooses at layer i into the table; returns whether all choose the same. `source` says where
+  // tiles of the block's source are.
+  bool choose(size_t i) { return choose(i, n_.stores_[step_.src].tiles); }
+  bool choose(size_t i, const std::vector<const int16_t*>& source) {
+    const Layer& layer = block_.layers[i];
+    if (layer.column < 0) return true;
+    bool same = true;
+    n_.for_tiles(region_, [&](int t) {
+      const size_t at = choices_.at(t, layer.column);
+      const int k = choices_.forced[at];
+      choices_.choice[at] = static_cast<int8_t>(k >= 0 ? k : chosen(layer, t, source[t]));
+      same &= choices_.choice[at] == choices_.choice[choices_.at(first_tile_, layer.column)];
+    });
+    return same;
+  }
+
+  // Layers from i on, at which all tiles have chosen the same.
+  void run(size_t i) {
+    Store& dst = n_.stores_[step_.dst];
+    for (;;) {
       const Layer& layer = block_.layers[i];
       const Conv& conv = *layer.conv;
+      const bool coded = i > 0 && block_.layers[i - 1].fused;  // the layer before has written the codes already
       int k = 0;
-      if (!coded && layer.column >= 0) k = chosen(layer, forced[layer.column]);
-      if (layer.column >= 0) choice[layer.column] = static_cast<int8_t>(k);
-      if (conv.site->bits[k] == 0) return false;
-      if (layer.column >= 0) bits[layer.column] = static_cast<uint8_t>(conv.site->bits[k]);
+      if (layer.column >= 0) {
+        k = choices_.choice[choices_.at(first_tile_, layer.column)];
+        const uint8_t bits = static_cast<uint8_t>(conv.site->bits[k]);
+        n_.for_tiles(region_, [&](int t) { choices_.bits[choices_.at(t, layer.column)] = bits; });
+      }
+      if (conv.site->bits[k] == 0) return;
       if (i == 0) first_choice_ = k;
       if (conv.own_range()) find_range(layer, k);
       if (conv.own_range() && i == 0) {
@@ -146,16 +168,34 @@ class TileRun {
       }
       if (!coded) quantize(layer, static_cast<int>(i), k);
       const bool last = i + 1 == block_.layers.size();
+      // A second buffer is needed where the source is updated: neighbors read the old values.
+      int16_t* to = dst.memory[n_.is_second(step_, first_tile_)];
       convolve(layer, static_cast<int>(i), k, last ? to : nullptr);
-      coded = layer.fused;
+      if (last) {
+        n_.for_tiles(region_, [&](int t) { dst.next[t] = to; });
+        return;
+      }
+      ++i;
+      if (!choose(i)) break;
     }
-    return true;
+    const int column = block_.layers[i].column;
+    std::vector<Region>& parts = thread_.parts;
+    const size_t first = parts.size();
+    n_.merge(region_, n_.most_, [&](int t) { return choices_.choice[choices_.at(t, column)]; }, parts);
+    for (size_t p = first; p < parts.size(); ++p) RegionRun(*this, parts[p]).run(i);
+    parts.resize(first);
   }
 
  private:
-  Box region(int margin) const {
-    return {std::max(0, tile_.y0 - margin), std::max(0, tile_.x0 - margin), std::min(n_.height_, tile_.y1 + margin),
-            std::min(n_.width_, tile_.x1 + margin)};
+  RegionRun(const RegionRun& whole, const Region& part)
+      : RegionRun(whole.n_, whole.step_, whole.block_, whole.choices_, part, whole.thread_) {
+    first_choice_ = whole.first_choice_;
+    first_codes_ = whole.first_codes_;
+  }
+
+  Box around(int margin) const {
+    return {std::max(0, box_.y0 - margin), std::max(0, box_.x0 - margin), std::min(n_.height_, box_.y1 + margin),
+            std::min(n_.width_, box_.x1 + margin)};
   }
   bool is_source(int plane) const { return plane == step_.src; }
   // Calls f(values, x, pixels) for the pieces of a row; values are those of channel 0.
@@ -168,10 +208,10 @@ class TileRun {
   }
   int stride(int plane) const { return is_source(plane) ? n_.stores_[plane].channels : thread_.values[plane].channels; }
 
-  int chosen(const Layer& layer, int forced) {
+  int chosen(const Layer& layer, int tile, const int16_t* source) {
     const SiteData& site = *layer.conv->site;
-    if (forced >= 0) return forced;
     if (site.bits.size() == 1) return 0;
+    const Box box = n_.pixels(n_.tile_region(tile));
     const size_t room = thread_.sums.size() / 4;
     int64_t *sum = thread_.sums.data(), *own = sum + 2 * room;
     std::fill(thread_.sums.begin(), thread_.sums.end(), 0);
@@ -183,30 +223,31 @@ class TileRun {
       size_t width;
       if (is_source(p.plane)) {
         width = n_.width_;
-        values = n_.stores_[p.plane].tiles[tile_.index] + (tile_.y0 * width + tile_.x0) * channels;
+        values = source + (box.y0 * width + box.x0) * channels;
       } else {
         width = thread_.values[p.plane].box.width();
-        values = thread_.values[p.plane].at(tile_.y0, tile_.x0);
+        values = thread_.values[p.plane].at(box.y0, box.x0);
       }
       int64_t* to = whole ? sum : own;
       if (!whole) std::fill(own, own + 2 * room, 0);
-      n_.kernels_->sums(values, width * channels * 2, inner_.height(), inner_.width(), channels, to, to + room);
+      n_.kernels_->sums(values, width * channels * 2, box.height(), box.width(), channels, to, to + room);
       if (whole) break;
       std::copy_n(own + p.first, p.channels, sum + offset);
       std::copy_n(own + room + p.first, p.channels, sum + room + offset);
       offset += p.channels;
     }
-    return n_.select(site, tile_.index, static_cast<int64_t>(inner_.height()) * inner_.width(), thread_);
+    return n_.select(site, tile, static_cast<int64_t>(box.height()) * box.width(), thread_);
   }
 
+  // Of one tile: regions are no larger where this is needed.
   void find_range(const Layer& layer, int k) {
     std::fill(thread_.largest.begin(), thread_.largest.end(), 0);
     int offset = 0;
     for (const PartData& p : layer.data->src) {
       const int channels = stride(p.plane);
       int32_t* most = thread_.largest.data() + offset;
-      for (int y = inner_.y0; y < inner_.y1; ++y)
-        for_row(p.plane, y, inner_.x0, inner_.x1, [&](const int16_t* v, int, int n) {
+      for (int y = box_.y0; y < box_.y1; ++y)
+        for_row(p.plane, y, box_.x0, box_.x1, [&](const int16_t* v, int, int n) {
           for (const int16_t* end = v + static_cast<size_t>(n) * channels; v < end; v += channels)
             for (int c = 0; c < p.channels; ++c) most[c] = std::max(most[c], std::abs(static_cast<int32_t>(v[p.first + c])));
         });
@@ -215,7 +256,7 @@ class TileRun {
     n_.own_range(*layer.conv, k, thread_);
   }
 
-  // The codes of layer i: rows of a buffer that begins `margin` pixels above and left of the tile.
+  // The codes of layer i: rows of a buffer that begins `margin` pixels above and left of the region.
   struct Codes {
     uint8_t* data;
     size_t pitch, pixel;
@@ -225,12 +266,12 @@ class TileRun {
   Codes codes(const Layer& layer, int i) const {
     const int margin = layer.out + layer.conv->pad;
     const size_t pixel = layer.conv->pixel_bytes();
-    return {thread_.codes[i & 1].get(), (static_cast<size_t>(tile_.x1 - tile_.x0) + 2 * margin + 8) * pixel, pixel,
-            tile_.y0 - margin, tile_.x0 - margin};
+    return {thread_.codes[i & 1].get(), (static_cast<size_t>(box_.width()) + 2 * margin + 8) * pixel, pixel,
+            box_.y0 - margin, box_.x0 - margin};
   }
   // All but a box that lies within the codes and is written afterwards.
   void clear(const Codes& c, const Layer& layer, uint8_t zero, const Box& box) const {
-    const int margin = layer.out + layer.conv->pad, rows = tile_.y1 - tile_.y0 + 2 * margin + 6;
+    const int margin = layer.out + layer.conv->pad, rows = box_.height() + 2 * margin + 6;
     for (int i = 0; i < rows; ++i) {
       uint8_t *row = c.data + i * c.pitch, *end = row + c.pitch;
       const int y = c.y0 + i;
@@ -247,8 +288,9 @@ class TileRun {
   void quantize(const Layer& layer, int i, int k) {
     const Conv& conv = *layer.conv;
     const Codes to = codes(layer, i);
+    if (i == 0) first_codes_ = to;
     const bool whole = n_.is_whole(layer.data->src);
-    const Box box = region(layer.out + conv.pad);
+    const Box box = around(layer.out + conv.pad);
     if (at_border_ || !whole) clear(to, layer, conv.quantizer[k].flip, whole ? box : Box{});
     int offset = 0;
     for (const PartData& p : layer.data->src) {
@@ -266,7 +308,7 @@ class TileRun {
 
   void convolve(const Layer& layer, int i, int k, int16_t* result) {
     const Conv& conv = *layer.conv;
-    const Box box = region(layer.out);
+    const Box box = around(layer.out);
     const Codes from = codes(layer, i);
     const int rows = conv.kind == Conv::kWinograd ? (box.height() + 3) / 4 * 4 : box.height();
     thread_.in.clear();
@@ -306,7 +348,7 @@ class TileRun {
     auto rows_in_place = [&] {
       for (int y = box.y0; y < box.y1; ++y)
         thread_.residual.push_back(
-            is_source(plane) ? n_.stores_[plane].tiles[tile_.index] + (static_cast<size_t>(y) * n_.width_ + box.x0) * channels
+            is_source(plane) ? n_.stores_[plane].tiles[first_tile_] + (static_cast<size_t>(y) * n_.width_ + box.x0) * channels
                              : thread_.values[plane].at(y, box.x0));
     };
     if (layer.skip.is_plain() && in_place) return rows_in_place();
@@ -336,9 +378,10 @@ class TileRun {
     const size_t pitch = static_cast<size_t>(box.width()) * channels;
     int16_t* made = reinterpret_cast<int16_t*>(thread_.skip.get());
     const Conv& first = *block_.layers[0].conv;
-    if (n_.kernels_->expand && layer.skip.shared && i == 1 && !own && first.kind == Conv::kWinograd && first.c_in == channels) {
+    if (n_.kernels_->expand && layer.skip.shared && i == 1 && block_.layers.size() == 2 && !own &&
+        first.kind == Conv::kWinograd && first.c_in == channels) {
       // The first layer's codes are still there while the second one runs, and half the size of the values.
-      const Codes kept = codes(block_.layers[0], 0);
+      const Codes& kept = first_codes_;
       for (int y = box.y0; y < box.y1; ++y, made += pitch) {
         n_.kernels_->expand(kept.at(y, box.x0), first.quantizer[first_choice_].is_unsigned, made, box.width(), channels,
                             layer.skip.ratio[first_choice_].data());
@@ -361,26 +404,63 @@ class TileRun {
     }
   }
 
-  const Network& n_;
+  Network& n_;
   const StepData& step_;
   const BlockPlan& block_;
-  const Network::Tile tile_;
+  const Network::Choices choices_;
+  const Region region_;
+  const int first_tile_;
+  const Box box_;
   Network::Thread& thread_;
-  const Box inner_;
   const bool at_border_;
   int first_choice_ = 0;
+  Codes first_codes_{};
   CadyqSnap snap_{};  // of the rows of the residual, if they are to be snapped
   bool is_snapped_ = false;
   double first_clip_ = 1;
 };
 
-void Network::run_tile(const Segment& segment, Tile tile, Thread& thread, const int8_t* forced, uint8_t* bits,
-                       int8_t* choice) {
+void Network::run_block(Pool& pool, const Segment& segment, const int8_t* forced, const uint8_t* exited, uint8_t* bits,
+                        int8_t* choice) {
   const StepData& step = steps_[segment.block];
+  const BlockPlan& block = blocks_[segment.block];
   Store& dst = stores_[step.dst];
-  // A second buffer is needed where the source is updated: neighbors read the old values.
-  int16_t* to = dst.memory[dst.two && step.src == step.dst && dst.memory[0] == dst.tiles[tile.index] ? 1 : 0];
-  if (TileRun(*this, segment.block, tile, thread).run(to, forced, bits, choice)) dst.next[tile.index] = to;
+  auto table = [&](const Segment& of) {
+    const size_t shift = of.first_site;
+    return Choices{forced + shift, bits + shift, choice + shift, static_cast<size_t>(n_sites_)};
+  };
+  const Choices choices = table(segment);
+  const Segment* next = segment.chooses_next ? &segment + 1 : nullptr;
+  // What the first layer reads is there, so its choices decide which tiles are computed as one.
+  const bool known = block.chooses_first;
+  if (known && !segment.chosen)
+    pool.run(rows_ * columns_, [&](int t, int thread) {
+      if (!exited[t]) RegionRun(*this, step, block, choices, tile_region(t), threads_[thread]).choose(0);
+    });
+  if (dynamic_) find_regions(segment.block, exited, choices);
+  pool.run(static_cast<int>(regions_.size()), [&](int i, int thread) {
+    const Region& region = regions_[i];
+    const bool gone = exited[region.row0 * columns_ + region.column0];
+    for_tiles(region, [&](int t) {
+      const int from = known && !gone;
+      std::fill_n(choices.bits + choices.at(t, 0), block.sites, 0);
+      std::fill_n(choices.choice + choices.at(t, from), block.sites - from, -1);
+      dst.next[t] = nullptr;
+    });
+    if (!gone) {
+      RegionRun run(*this, step, block, choices, region, threads_[thread]);
+      if (!known) run.choose(0);
+      run.run(0);
+    }
+    for_tiles(region, [&](int t) {
+      if (!dst.next[t]) keep(step, t);
+    });
+    // While the results are in the cache.
+    if (next && !gone)
+      RegionRun(*this, steps_[next->block], blocks_[next->block], table(*next), region, threads_[thread])
+          .choose(0, dst.next);
+  });
+  dst.tiles.swap(dst.next);
 }
 
 }  // namespace cadyq

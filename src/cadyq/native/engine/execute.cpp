@@ -98,6 +98,7 @@ void Network::run(Pool& pool, const Image& in, void* out, const int8_t* forced, 
   const bool some = std::any_of(exited, exited + rows * columns, [](uint8_t e) { return e != 0; });
   const bool fixed = !dynamic_ && !some;
   exited_ = some ? exited : nullptr;
+  most_ = fixed ? 1 : merged_;
   resize(in, pool.threads(), fixed ? fixed_tile(in.height, in.width, *kernels_) : plan_tile_);
   if (fixed) {
     for (int t = 0; t < rows * columns; ++t)
@@ -117,7 +118,7 @@ void Network::run(Pool& pool, const Image& in, void* out, const int8_t* forced, 
   }
   for (auto& p : profile_) p.second = 0;
   if (dynamic_) gradients(pool, in);
-  find_regions(exited);
+  if (!dynamic_) find_regions(-1, exited, {});
   for (Segment& s : segments_) {
     if (s.block < 0) {
       run_group(pool, s.group, in, out);
@@ -222,33 +223,22 @@ void Network::spans(int y0, int y1, int level, int margin, std::vector<Span>& ou
   }
 }
 
-// Cuts the tiles into regions: exited ones each for itself; of the others, where nothing is chosen, rectangles, the
-// largest first. A region costs about what the pixels of it and of a ring around it do.
-void Network::find_regions(const uint8_t* exited) {
+// Cuts the tiles into regions: exited ones each for itself; others are merged that a block computes alike.
+void Network::find_regions(int block, const uint8_t* exited, const Choices& choices) {
   regions_.clear();
-  taken_.assign(exited, exited + static_cast<size_t>(rows_) * columns_);
-  const int most = exited_ && !dynamic_ ? merged_ : 1;
-  auto is_free = [&](const Region& region) {
-    for (int y = region.row0; y < region.row1; ++y)
-      for (int x = region.column0; x < region.column1; ++x)
-        if (taken_[y * columns_ + x]) return false;
-    return true;
+  const Region all{0, 0, rows_, columns_};
+  auto key = [&](int t) {
+    if (exited[t]) return -1;
+    if (block < 0) return 0;
+    const StepData& step = steps_[block];
+    const bool from_second = stores_[step.src].tiles[t] != stores_[step.src].memory[0];
+    const int first = blocks_[block].layers[0].column == 0 ? choices.choice[choices.at(t, 0)] : 0;
+    return (first * 2 + from_second) * 2 + is_second(step, t);
   };
-  auto take = [&](int height, int width) {
-    for (int r = 0; r + height <= rows_; ++r)
-      for (int c = 0; c + width <= columns_; ++c) {
-        const Region region{r, c, r + height, c + width};
-        if (!is_free(region)) continue;
-        for (int y = r; y < region.row1; ++y) std::fill_n(taken_.begin() + y * columns_ + c, width, 1);
-        regions_.push_back(region);
-      }
-  };
-  for (int area = most * most; area > 0; --area)
-    for (int height = most; height > 0; --height)
-      if (area % height == 0 && area / height <= most) take(height, area / height);
-  for (int r = 0; r < rows_; ++r)
-    for (int c = 0; c < columns_; ++c)
-      if (exited[r * columns_ + c]) regions_.push_back({r, c, r + 1, c + 1});
+  merge(all, block >= 0 && blocks_[block].own_range ? 1 : most_, key, regions_);
+  for_tiles(all, [&](int t) {
+    if (exited[t]) regions_.push_back(tile_region(t));
+  });
 }
 
 }  // namespace cadyq

@@ -238,42 +238,54 @@ void expand(const uint8_t* codes, int32_t is_unsigned, int16_t* dst, int32_t pix
   is_unsigned ? expand_codes<true>(codes, dst, pixels, channels, ratio) : expand_codes<false>(codes, dst, pixels, channels, ratio);
 }
 
-// Sums over the region of 4 * kLanes or fewer channels at once, so that every cache line is read once.
-template <int Groups>
+// Sums over at most 65536 pixels. Lanes have 32 bits: a sum of squares is known modulo 2^32 from one accumulator, and
+// to less than 2^32 from another, which holds the upper halves of the squares.
+template <int Vectors>
 void region_sums(const int16_t* src, size_t pitch, int height, int width, int channels, int64_t* sum,
                  int64_t* squares) {
-  static const int16_t none[kLanes] = {};
-  I32 s[Groups], q[Groups][2];
-  for (int g = 0; g < Groups; ++g) s[g] = q[g][0] = q[g][1] = zero32();
-  int pending = 0;
+  constexpr int kWide = 2 * kLanes;
+  I32 s[Vectors][2], low[Vectors][2], high[Vectors][2];
+  for (int v = 0; v < Vectors; ++v)
+    for (int half = 0; half < 2; ++half) s[v][half] = low[v][half] = high[v][half] = zero32();
+  auto add_pair = [&](const int16_t* a, const int16_t* b) {
+    for (int v = 0; v < Vectors; ++v) {
+      const I16 x = load16(a + v * kWide), y = b ? load16(b + v * kWide) : zero32();
+      for (int half = 0; half < 2; ++half) {
+        const I16 pair = half ? interleave_high16(x, y) : interleave_low16(x, y);
+        s[v][half] = add_dot16(s[v][half], pair, splat16(1));
+        low[v][half] = add_dot16(low[v][half], pair, pair);
+        high[v][half] = add_dot16(high[v][half], upper_product16(pair, pair), splat16(1));
+      }
+    }
+  };
   for (int y = 0; y < height; ++y) {
     const int16_t* row = reinterpret_cast<const int16_t*>(reinterpret_cast<const uint8_t*>(src) + y * pitch);
-    for (int x = 0; x < width; x += 2)
-      for (int g = 0; g < Groups; ++g) {
-        const int16_t* a = row + static_cast<size_t>(x) * channels + g * kLanes;
-        I32 ps, pq;
-        pair_sums(a, x + 1 < width ? a + channels : none, &ps, &pq);
-        s[g] = add32(s[g], ps);
-        widen_add(pq, q[g]);
-      }
-    pending += width + 1;
-    if (pending > 32000 || y + 1 == height) {  // |sum| < 2^31 as 32-bit lanes hold at most 65536 values
-      for (int g = 0; g < Groups; ++g) {
-        add_lanes(s[g], sum + g * kLanes);
-        s[g] = zero32();
-      }
-      pending = 0;
-    }
+    int x = 0;
+    for (; x + 1 < width; x += 2, row += 2 * channels) add_pair(row, row + channels);
+    if (x < width) add_pair(row, nullptr);
   }
-  for (int g = 0; g < Groups; ++g) add_even_odd(q[g], squares + g * kLanes);
+  for (int v = 0; v < Vectors; ++v)
+    for (int half = 0; half < 2; ++half) {
+      alignas(64) int32_t sums[kLanes], lower[kLanes], upper[kLanes];
+      store32(sums, s[v][half]);
+      store32(lower, low[v][half]);
+      store32(upper, high[v][half]);
+      for (int i = 0; i < kLanes; ++i) {
+        const int c = v * kWide + i / 4 * 8 + half * 4 + i % 4;  // as 128-bit lanes are interleaved
+        const uint64_t least = static_cast<uint64_t>(upper[i]) << 16;
+        sum[c] += sums[i];
+        squares[c] += static_cast<int64_t>(least + static_cast<uint32_t>(static_cast<uint32_t>(lower[i]) - least));
+      }
+    }
 }
 
 void sums(const int16_t* src, size_t pitch, int32_t height, int32_t width, int32_t channels, int64_t* sum,
           int64_t* squares) {
+  constexpr int kWide = 2 * kLanes;
   int c = 0;
-  for (; c + 4 * kLanes <= channels; c += 4 * kLanes)
-    region_sums<4>(src + c, pitch, height, width, channels, sum + c, squares + c);
-  for (; c < channels; c += kLanes) region_sums<1>(src + c, pitch, height, width, channels, sum + c, squares + c);
+  for (; c + 2 * kWide <= channels; c += 2 * kWide)
+    region_sums<2>(src + c, pitch, height, width, channels, sum + c, squares + c);
+  for (; c < channels; c += kWide) region_sums<1>(src + c, pitch, height, width, channels, sum + c, squares + c);
 }
 
 size_t scratch_bytes(int32_t c_in_max) {

@@ -295,6 +295,12 @@ void Network::finish() {
       layer.conv.weight = {};
       for (ConvData& border : layer.borders) border.weight = {};
     }
+  for (size_t i = 0; i + 1 < segments_.size(); ++i) {
+    Segment &segment = segments_[i], &next = segments_[i + 1];
+    if (segment.block < 0 || next.block < 0) continue;
+    next.chosen = segment.chooses_next =
+        blocks_[next.block].chooses_first && steps_[next.block].src == steps_[segment.block].dst;
+  }
   find_margins();
   merged_ = std::max(1, kLargestRegion / plan_tile_);
 }
@@ -417,7 +423,7 @@ void Network::plan_block(int step) {
     }
   }
   block.halo = block.reach[s.src];
-  std::vector<int> free;
+  bool splits = false;  // tiles of a region may part within the block
   for (int i = 0; i < n; ++i) {
     Layer layer;
     layer.data = &s.layers[i];
@@ -428,9 +434,13 @@ void Network::plan_block(int step) {
       site_bits_.push_back(layer.conv->site->bits[0]);
       if (layer.conv->site->bits.size() > 1 || layer.conv->own_range() || layer.conv->site->bits[0] == 0) dynamic_ = true;
     }
+    block.own_range |= layer.conv->own_range();
+    block.chooses_first |= i == 0 && layer.column == 0 && layer.conv->site->bits.size() > 1;
+    splits |= i > 0 && layer.conv->site->bits.size() > 1;
     layer.skip = prepare_skip(*layer.data, &s.layers[0].conv.site, layer.conv->dst_channels);
     block.layers.push_back(std::move(layer));
   }
+  std::vector<int> free;
   for (int i = 0; i + 1 < n; ++i) {
     Layer &layer = block.layers[i], &next = block.layers[i + 1];
     const int dst = layer.data->dst;
@@ -444,7 +454,7 @@ void Network::plan_block(int step) {
       layer.hidden = block.hidden[dst] = free.back();
       free.pop_back();
     }
-    for (size_t p = 0; p < planes_.size(); ++p)
+    for (size_t p = 0; p < planes_.size() && !splits; ++p)  // else the other parts read them later
       if (last_read[p] == i && block.hidden[p] >= 0) free.push_back(block.hidden[p]);
   }
 }
@@ -647,7 +657,7 @@ void Network::schedule(Group& group) {
 }
 
 void Network::resize(const Image& in, int threads, int tile) {
-  const int region = exited_ && !dynamic_ ? std::max(tile, plan_tile_ * merged_) : tile;
+  const int region = tile * most_;
   const bool same = tile == tile_ && in.height == height_ && in.width == width_ && in.wide == wide_ && region <= region_;
   if (same && static_cast<int>(threads_.size()) >= threads) return;
   region_ = region;
@@ -684,6 +694,7 @@ void Network::resize(const Image& in, int threads, int tile) {
     s.next = s.tiles;
   }
   gradients_.assign(static_cast<size_t>(rows_) * columns_ * 2, 0.0);
+  taken_.resize(static_cast<size_t>(rows_) * columns_);
   threads_.resize(std::max<size_t>(threads_.size(), threads));
   int c_max = 32, halo = 0, buffers = 0;
   for (const BlockPlan& block : blocks_) {
@@ -714,6 +725,7 @@ void Network::resize(const Image& in, int threads, int tile) {
     t.in.reserve(most);
     t.out.reserve(most);
     t.residual.reserve(most);
+    t.parts.reserve(64);
     t.sums.assign(static_cast<size_t>(4) * c_max, 0);
     t.values.resize(planes_.size());
     t.inputs.assign(static_cast<size_t>(2) + c_max, 0);

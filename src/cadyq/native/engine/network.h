@@ -144,6 +144,8 @@ struct BlockPlan {
   std::vector<Layer> layers;
   std::vector<int> reach, hidden;  // by plane: pixels around the tile, buffer
   int halo = 0, sites = 0, buffers = 0;
+  bool own_range = false;      // a site has the range of its tile
+  bool chooses_first = false;  // the first layer's site has several candidates
 };
 
 struct Box {
@@ -218,7 +220,13 @@ struct Segment {
   int block = -1;  // index of a block step, or
   Group group;     // a group of layers
   int first_site = 0;
+  bool chosen = false, chooses_next = false;  // first choices: made by the block before; of the block behind it
   int profile = 0;
+};
+
+// Tiles that are computed as one.
+struct Region {
+  int row0, column0, row1, column1;
 };
 
 // Columns of some rows.
@@ -249,7 +257,7 @@ class Network {
   std::vector<std::pair<std::string, double>> profile() const;
 
  private:
-  friend class TileRun;
+  friend class RegionRun;
   struct Thread {
     Buffer kernel, codes[2], skip, rows_out, base;
     std::vector<Buffer> hidden;
@@ -263,13 +271,15 @@ class Network {
     double clip = 1;
     std::vector<int32_t> largest;
     std::vector<Span> spans, row;
+    std::vector<Region> parts;  // of regions whose tiles no longer choose alike, nested ones last
   };
-  struct Tile {
-    int index, y0, x0, y1, x1;
-  };
-  // Tiles that are computed as one, where none of them chooses anything.
-  struct Region {
-    int row0, column0, row1, column1;
+  // The table of bits for one block: rows of tiles, from the block's first column on.
+  struct Choices {
+    const int8_t* forced;
+    uint8_t* bits;
+    int8_t* choice;
+    size_t pitch;
+    size_t at(int tile, int column) const { return tile * pitch + column; }
   };
   // A piece of a convolution within a group.
   struct Job {
@@ -292,7 +302,45 @@ class Network {
   void resize(const Image& in, int threads, int tile);
   void schedule(Group& group);
   void find_margins();
-  void find_regions(const uint8_t* exited);
+  Box pixels(const Region& region) const {
+    return {region.row0 * tile_, region.column0 * tile_, std::min(height_, region.row1 * tile_),
+            std::min(width_, region.column1 * tile_)};
+  }
+  Region tile_region(int tile) const {
+    const int row = tile / columns_, column = tile % columns_;
+    return {row, column, row + 1, column + 1};
+  }
+  template <class F>
+  void for_tiles(const Region& region, const F& f) const {
+    for (int r = region.row0; r < region.row1; ++r)
+      for (int c = region.column0; c < region.column1; ++c) f(r * columns_ + c);
+  }
+  // Appends rectangles of tiles that are equal by `key(tile)`, the largest first; those with a key below 0 are left
+  // out. A region costs about what the pixels of it and of a ring around it do.
+  template <class Key>
+  void merge(const Region& within, int most, const Key& key, std::vector<Region>& out) {
+    for_tiles(within, [&](int t) { taken_[t] = key(t) < 0; });
+    auto is_free = [&](const Region& region) {
+      const int first = key(region.row0 * columns_ + region.column0);
+      for (int r = region.row0; r < region.row1; ++r)
+        for (int t = r * columns_ + region.column0; t < r * columns_ + region.column1; ++t)
+          if (taken_[t] || key(t) != first) return false;
+      return true;
+    };
+    auto take = [&](int height, int width) {
+      for (int r = within.row0; r + height <= within.row1; ++r)
+        for (int c = within.column0; c + width <= within.column1; ++c) {
+          const Region region{r, c, r + height, c + width};
+          if (!is_free(region)) continue;
+          for_tiles(region, [&](int t) { taken_[t] = 1; });
+          out.push_back(region);
+        }
+    };
+    for (int area = most * most; area > 0; --area)
+      for (int height = most; height > 0; --height)
+        if (area % height == 0 && area / height <= most) take(height, area / height);
+  }
+  void find_regions(int block, const uint8_t* exited, const Choices& choices);
   void gradients(Pool& pool, const Image& in);
   void run_group(Pool& pool, Group& group, const Image& in, void* out);
   void run_node(Pool& pool, Group& group, Node& node, int from, int to, const Image& in, void* out);
@@ -305,8 +353,12 @@ class Network {
   void skip_rows(Group& group, const Node& node, int y0, int y1, int x0, int x1, Thread& thread);
   void run_block(Pool& pool, const Segment& segment, const int8_t* forced, const uint8_t* exited, uint8_t* bits,
                  int8_t* choice);
-  void run_tile(const Segment& segment, Tile tile, Thread& thread, const int8_t* forced, uint8_t* bits, int8_t* choice);
-  void keep(const StepData& step, const Tile& tile);
+  void keep(const StepData& step, int tile);
+  // Which buffer a tile's result goes to.
+  bool is_second(const StepData& step, int tile) const {
+    const Store& dst = stores_[step.dst];
+    return dst.two && step.src == step.dst && dst.memory[0] == dst.tiles[tile];
+  }
   int select(const SiteData& site, int tile, int64_t pixels, Thread& thread) const;
   void own_range(const Conv& conv, int k, Thread& thread) const;
   void spans(int y0, int y1, int level, int margin, std::vector<Span>& out) const;
@@ -345,7 +397,8 @@ class Network {
   std::vector<std::pair<std::string, double>> profile_;
   int height_ = 0, width_ = 0, rows_ = 0, columns_ = 0;
   const uint8_t* exited_ = nullptr;  // during a run, where some are
-  int merged_ = 1, region_ = 0;      // sides of the largest region, in tiles; of what buffers hold, in pixels
+  int merged_ = 1, most_ = 1;        // side of the largest region, in tiles: where tiles are the plan's, in this run
+  int region_ = 0;                   // side of what buffers hold, in pixels
   std::vector<Region> regions_;
   std::vector<uint8_t> taken_;       // tiles that lie in a region already
   std::vector<Job> jobs_;

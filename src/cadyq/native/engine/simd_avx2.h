@@ -108,35 +108,16 @@ CADYQ_INLINE void store_code16(int16_t* p, I32 v, const Clamp& c) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), r);
 }
 
-// Sums and sums of squares of the same 8 channels of two pixels: 32-bit lanes, squares below 2^32.
-CADYQ_INLINE void pair_sums(const int16_t* a, const int16_t* b, I32* sum, I32* squares) {
-  const __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a)));
-  const __m256i y = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b)));
-  const __m256i pair = _mm256_or_si256(x, _mm256_slli_epi32(y, 16));
-  *sum = _mm256_madd_epi16(pair, _mm256_set1_epi16(1));
-  *squares = _mm256_madd_epi16(pair, pair);
-}
-// Adds unsigned 32-bit lanes to 64-bit ones; `total` holds the even and the odd lanes.
-CADYQ_INLINE void widen_add(I32 v, I32 total[2]) {
-  const __m256i mask = _mm256_set1_epi64x(0xffffffff);
-  total[0] = _mm256_add_epi64(total[0], _mm256_and_si256(v, mask));
-  total[1] = _mm256_add_epi64(total[1], _mm256_srli_epi64(v, 32));
-}
+CADYQ_INLINE I16 load16(const int16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+CADYQ_INLINE I16 splat16(int16_t v) { return _mm256_set1_epi16(v); }
+// Values of a and b in turn, from the first or second half of each 128-bit lane.
+CADYQ_INLINE I16 interleave_low16(I16 a, I16 b) { return _mm256_unpacklo_epi16(a, b); }
+CADYQ_INLINE I16 interleave_high16(I16 a, I16 b) { return _mm256_unpackhi_epi16(a, b); }
+CADYQ_INLINE I16 upper_product16(I16 a, I16 b) { return _mm256_mulhi_epi16(a, b); }
+// Adds the products of neighboring pairs.
+CADYQ_INLINE I32 add_dot16(I32 total, I16 a, I16 b) { return _mm256_add_epi32(total, _mm256_madd_epi16(a, b)); }
+CADYQ_INLINE void store32(int32_t* p, I32 v) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), v); }
 CADYQ_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 CADYQ_INLINE I32 zero32() { return _mm256_setzero_si256(); }
-CADYQ_INLINE void add_even_odd(const I32 total[2], int64_t* out) {
-  alignas(32) int64_t even[4], odd[4];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(even), total[0]);
-  _mm256_store_si256(reinterpret_cast<__m256i*>(odd), total[1]);
-  for (int i = 0; i < 4; ++i) {
-    out[2 * i] += even[i];
-    out[2 * i + 1] += odd[i];
-  }
-}
-CADYQ_INLINE void add_lanes(I32 v, int64_t* out) {
-  alignas(32) int32_t t[8];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(t), v);
-  for (int i = 0; i < 8; ++i) out[i] += t[i];
-}
 
 }  // namespace cadyq_avx2
