@@ -124,7 +124,7 @@ CADYQ_INLINE void widen_add(I32 v, I32 total[2]) {
 }
 CADYQ_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 CADYQ_INLINE I32 zero32() { return _mm256_setzero_si256(); }
-CADYQ_INLINE void add_even_odd(const I32 total[2], int64_t* out) {
+CADYQ_INLINE void add_total(const I32 total[2], int64_t* out) {
   alignas(32) int64_t even[4], odd[4];
   _mm256_store_si256(reinterpret_cast<__m256i*>(even), total[0]);
   _mm256_store_si256(reinterpret_cast<__m256i*>(odd), total[1]);

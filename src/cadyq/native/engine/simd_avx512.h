@@ -116,7 +116,7 @@ CADYQ_INLINE void pair_sums(const int16_t* a, const int16_t* b, I32* sum, I32* s
   *sum = _mm512_madd_epi16(pair, _mm512_set1_epi16(1));
   *squares = _mm512_madd_epi16(pair, pair);
 }
-// Adds unsigned 32-bit lanes to 64-bit ones; `total` holds the low and high half.
+// Adds unsigned 32-bit lanes to 64-bit ones; `total` holds the even and the odd lanes.
 CADYQ_INLINE void widen_add(I32 v, I32 total[2]) {
   const __m512i mask = _mm512_set1_epi64(0xffffffff);
   total[0] = _mm512_add_epi64(total[0], _mm512_and_si512(v, mask));
@@ -124,7 +124,7 @@ CADYQ_INLINE void widen_add(I32 v, I32 total[2]) {
 }
 CADYQ_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 CADYQ_INLINE I32 zero32() { return _mm512_setzero_si512(); }
-CADYQ_INLINE void add_even_odd(const I32 total[2], int64_t* out) {
+CADYQ_INLINE void add_total(const I32 total[2], int64_t* out) {
   alignas(64) int64_t even[8], odd[8];
   _mm512_store_si512(even, total[0]);
   _mm512_store_si512(odd, total[1]);
