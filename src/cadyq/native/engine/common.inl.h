@@ -58,6 +58,12 @@ void quantize(const int16_t* src, int32_t src_stride, void* dst, int32_t dst_str
     const int16_t* from = src + static_cast<size_t>(x) * src_stride;
     const size_t to = static_cast<size_t>(x) * dst_stride;
     int c = 0;
+    for (; store == CADYQ_CODE8 && c + step <= channels; c += step) {
+      I32 v[4];
+      for (int i = 0; i < 4; ++i)
+        v[i] = rint32(mul(load16_f32(from + c + i * kLanes), load_f32(q->multiplier + c + i * kLanes)));
+      store_run(static_cast<uint8_t*>(dst) + to + c, v, clamp);
+    }
     for (; c + kLanes <= channels; c += kLanes) {
       I32 v[4];
       v[0] = v[1] = v[2] = v[3] = rint32(mul(load16_f32(from + c), load_f32(q->multiplier + c)));
