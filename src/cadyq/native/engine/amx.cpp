@@ -14,6 +14,7 @@
 namespace cadyq_avx512 {
 namespace {
 
+#include "column_values.inl.h"
 #include "epilogue.inl.h"
 
 constexpr int kBlock = 32, kRows = 16;     // outputs of a block, pixels of a tile
@@ -565,7 +566,9 @@ extern "C" const CadyqKernels* cadyq_kernels_amx(void) {
     own.most_tile = 96;
     own.code_block = cadyq_avx512::kBlock;
     own.run_block = cadyq_avx512::kChunkBytes;
-    own.signed_codes = own.snaps_residual = own.splits_values = 1;
+    own.code_offset = CADYQ_OFFSET_NONE;
+    own.snaps_residual = 1;
+    own.splits_values = CADYQ_SPLIT_PLANES;
     own.scratch_bytes = cadyq_avx512::scratch_bytes;
     own.direct = cadyq_avx512::direct;
     own.columns = cadyq_avx512::columns;

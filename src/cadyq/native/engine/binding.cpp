@@ -45,6 +45,9 @@ std::vector<std::string> available() {
   if (avx512) names.push_back("avx512vnni");
   if (__builtin_cpu_supports("avx2")) names.push_back("avx2");
 #endif
+#if defined(CADYQ_NEON)
+  if (cadyq_has_dotprod()) names.push_back("neondotprod");
+#endif
   names.push_back("portable");
   return names;
 }
@@ -58,6 +61,9 @@ const CadyqKernels* kernels(const std::string& name) {
 #endif
     if (n == "avx512vnni") return cadyq_kernels_avx512vnni();
     if (n == "avx2") return cadyq_kernels_avx2();
+#endif
+#if defined(CADYQ_NEON)
+    if (n == "neondotprod") return cadyq_kernels_neondotprod();
 #endif
     return cadyq_kernels_portable();
   }

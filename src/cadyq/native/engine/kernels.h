@@ -12,8 +12,16 @@ enum CadyqStore { CADYQ_INT16 = 0, CADYQ_CODE8 = 1, CADYQ_CODE16 = 2 };
 // What is known of all slopes of an activation; none at all are fractions, too.
 enum CadyqSlopes { CADYQ_ANY = 0, CADYQ_FRACTIONS = 1, CADYQ_ZEROS = 2 };
 
+// Which 8-bit codes direct kernels want stored with an offset of 128, as their products take unsigned or signed ones
+// only. With CADYQ_OFFSET_UNSIGNED, the low bytes of split values are treated alike, by the kernels themselves.
+enum CadyqOffset { CADYQ_OFFSET_SIGNED = 0, CADYQ_OFFSET_NONE = 1, CADYQ_OFFSET_UNSIGNED = 2 };
+
+// Which int16 values are multiplied by 8-bit weights: none; those of planes, by kernels up to CADYQ_MAX_SPLIT_KERNEL;
+// all, the picture's as well.
+enum CadyqSplit { CADYQ_SPLIT_NONE = 0, CADYQ_SPLIT_PLANES = 1, CADYQ_SPLIT_ALL = 2 };
+
 // Equation (4): code = clamp(rint(value * multiplier), low, high). `flip` is 0x80 where 8-bit codes are stored
-// with an offset of 128, as u8 x s8 products need.
+// with an offset of 128 (CadyqOffset).
 struct CadyqQuantizer {
   const float* multiplier;  // one per channel
   int32_t low, high;
@@ -111,18 +119,21 @@ struct CadyqKernels {
   int32_t run_block = 1;                      // runs of 8-bit weights are padded to multiples of so many bytes
   int32_t round_rows = 4, round_columns = 4;  // 3x3 kernels make pixels in groups of this size
   int32_t least_tile = 56, most_tile = 80;    // sides of tiles that suit the caches, where the plan leaves the choice
-  int32_t signed_codes = 0;    // 8-bit codes below 0 are multiplied as such, without an offset of 128
+  int32_t code_offset = CADYQ_OFFSET_SIGNED;
   int32_t snaps_residual = 0;  // takes a target's `snap`, with outputs in multiples of 32 and slopes that are fractions
   // clamp16(rint(code * ratio)) of 8-bit codes as Winograd layers read them; multiples of 16 channels.
   void (*expand)(const uint8_t* codes, int32_t is_unsigned, int16_t* dst, int32_t pixels, int32_t channels,
                  const float* ratio) = nullptr;
-  int32_t splits_values = 0;   // multiplies planes' int16 values by 8-bit weights; kernels to CADYQ_MAX_SPLIT_KERNEL
+  int32_t splits_values = CADYQ_SPLIT_NONE;
 };
 
 const CadyqKernels* cadyq_kernels_portable(void);
 const CadyqKernels* cadyq_kernels_avx2(void);
 const CadyqKernels* cadyq_kernels_avx512vnni(void);
 const CadyqKernels* cadyq_kernels_amx(void);
+const CadyqKernels* cadyq_kernels_neondotprod(void);
 // Whether the operating system lets this process use AMX's tiles; asks for it.
 int cadyq_amx_allowed(void);
+// Whether this processor has NEON's dot product extension.
+int cadyq_has_dotprod(void);
 }

@@ -117,12 +117,13 @@ void Network::pack(const ConvData& data, Conv& conv) {
           else
             reinterpret_cast<int16_t*>(bytes)[index] = static_cast<int16_t>(w);
         }
-  for (const auto& q : conv.quantizer) {  // codes stored with an offset of 128 are corrected here
-    std::vector<int32_t> init(outputs, 0);
-    for (int o = 0; o < outputs; ++o) init[o] = q.flip ? static_cast<int32_t>(-128 * total[o]) : 0;
-    conv.init.push_back(init);
-  }
-  if (conv.raw) conv.init.push_back(std::vector<int32_t>(outputs, 0));
+  // Offsets of 128 are corrected here: added to signed codes, subtracted from unsigned ones and low bytes of values.
+  auto add_init = [&](int correction) {
+    conv.init.emplace_back(outputs, 0);
+    for (int o = 0; o < outputs; ++o) conv.init.back()[o] = static_cast<int32_t>(correction * total[o]);
+  };
+  for (const auto& q : conv.quantizer) add_init(!q.flip ? 0 : q.is_unsigned ? 128 : -128);
+  if (conv.raw) add_init(conv.weight_bytes == 1 && kernels_->code_offset == CADYQ_OFFSET_UNSIGNED ? 128 : 0);
 }
 
 Conv* Network::prepare(const ConvData& data, int shuffle, bool is_last, bool from_image) {
@@ -154,7 +155,9 @@ Conv* Network::prepare(const ConvData& data, int shuffle, bool is_last, bool fro
     conv.kind = Conv::kWinograd;
   }
   conv.element = conv.kind == Conv::kWinograd ? 1 : conv.raw ? 2 : kernels_->code_bytes;
-  conv.weight_bytes = conv.raw && kernels_->splits_values && !from_image && data.kernel <= CADYQ_MAX_SPLIT_KERNEL ? 1 : conv.element;
+  const bool is_split = kernels_->splits_values == CADYQ_SPLIT_ALL ||
+                        (kernels_->splits_values && !from_image && data.kernel <= CADYQ_MAX_SPLIT_KERNEL);
+  conv.weight_bytes = conv.raw && is_split ? 1 : conv.element;
   conv.store = conv.raw ? CADYQ_INT16 : conv.element == 1 ? CADYQ_CODE8 : CADYQ_CODE16;
   const int candidates = data.has_site ? static_cast<int>(data.site.bits.size()) : 1;
   const int outputs = round_up(conv.c_out, 64);
@@ -174,7 +177,8 @@ Conv* Network::prepare(const ConvData& data, int shuffle, bool is_last, bool fro
     q.low = data.site.low[i];
     q.high = data.site.high[i];
     q.is_unsigned = q.low == 0;
-    q.flip = conv.kind != Conv::kWinograd && conv.element == 1 && !q.is_unsigned && !kernels_->signed_codes ? 0x80 : 0;
+    const bool is_offset = kernels_->code_offset == (q.is_unsigned ? CADYQ_OFFSET_UNSIGNED : CADYQ_OFFSET_SIGNED);
+    q.flip = conv.kind != Conv::kWinograd && conv.element == 1 && is_offset ? 0x80 : 0;
     conv.quantizer.push_back(q);
   }
   for (size_t i = 0; i < conv.quantizer.size(); ++i) conv.quantizer[i].multiplier = conv.multiplier[i].data();
