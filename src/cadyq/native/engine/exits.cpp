@@ -80,10 +80,15 @@ using Exact = std::conditional_t<sizeof(T) == 1, float, double>;
 #else
 #define CADYQ_CLONES
 #endif
+#if defined(__GNUC__)
+#define CADYQ_INLINE __attribute__((always_inline)) inline  // into each of the clones
+#else
+#define CADYQ_INLINE inline
+#endif
 
 // n results of four weighted values each, rounded half up and clamped.
 template <class F, class To>
-inline __attribute__((always_inline)) void weigh_each(const F* const from[4], const F weight[4], F largest, size_t n, To* to) {
+CADYQ_INLINE void weigh_each(const F* const from[4], const F weight[4], F largest, size_t n, To* to) {
   const F *a = from[0], *b = from[1], *c = from[2], *d = from[3];
   const F wa = weight[0], wb = weight[1], wc = weight[2], wd = weight[3];
   for (size_t i = 0; i < n; ++i) {
