@@ -232,7 +232,7 @@ void Network::find_regions(int block, const uint8_t* exited, const Choices& choi
     if (block < 0) return 0;
     const StepData& step = steps_[block];
     const bool from_second = stores_[step.src].tiles[t] != stores_[step.src].memory[0];
-    const int first = blocks_[block].layers[0].column == 0 ? choices.choice[choices.at(t, 0)] : 0;
+    const int first = blocks_[block].chooses_first ? choices.choice[choices.at(t, 0)] : 0;
     return (first * 2 + from_second) * 2 + is_second(step, t);
   };
   merge(all, block >= 0 && blocks_[block].own_range ? 1 : most_, key, regions_);
