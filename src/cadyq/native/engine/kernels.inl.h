@@ -52,27 +52,91 @@ CADYQ_INLINE void winograd_input(const CadyqWinograd& job, int ty, int tx, uint8
   }
 }
 
-CADYQ_INLINE void winograd_output(const CadyqWinograd& job, const EpilogueStore& store, int ty, int tx, int channel,
-                                  const uint8_t* m) {
-  I32 z[4][6];
+// Along the columns: 36 products become 24 values, [row][column].
+CADYQ_INLINE void winograd_columns(const uint8_t* m, I32 z[4][6]) {
   for (int q = 0; q < 6; ++q) {
     I32 d[6], o[4];
     for (int a = 0; a < 6; ++a) d[a] = load32(reinterpret_cast<const int32_t*>(m + (a * 6 + q) * kProductPlane));
     transform_output(d, o);
     for (int a = 0; a < 4; ++a) z[a][q] = o[a];
   }
+}
+
+// Along a row. What remains is 64 times the result: a power of two, so it moves into the scale exactly.
+CADYQ_INLINE void winograd_row(const I32 z[6], I32 y[4]) {
+  transform_output(z, y);
+  for (int i = 0; i < 4; ++i) y[i] = mul32(y[i], kInverse9);
+}
+constexpr float kRemaining = 0.015625f;
+
+CADYQ_INLINE void winograd_output(const CadyqWinograd& job, const EpilogueStore& store, int ty, int tx, int channel,
+                                  const uint8_t* m) {
+  I32 z[4][6], y[4];
+  winograd_columns(m, z);
   const int rows = job.height - 4 * ty, columns = job.width - 4 * tx;
-  for (int a = 0; a < 4; ++a) {
-    if (a >= rows) break;
-    I32 y[4];
-    transform_output(z[a], y);
-    // What remains is 64 times the result: a power of two, so it moves into the scale exactly.
-    for (int i = 0; i < 4; ++i) y[i] = mul32(y[i], kInverse9);
-    if (columns >= 4)
-      store(4 * ty + a, 4 * tx, channel, 4, y, 0.015625f);
-    else
-      store(4 * ty + a, 4 * tx, channel, columns, y, 0.015625f);
+  for (int a = 0; a < 4 && a < rows; ++a) {
+    winograd_row(z[a], y);
+    store(4 * ty + a, 4 * tx, channel, columns < 4 ? columns : 4, y, kRemaining);
   }
+}
+
+// A whole tile of kBlock channels, for what is common: no codes but 8-bit ones, slopes that are fractions. Everything
+// is read before anything is written: stores could change it for all that the compiler knows.
+template <bool Codes, bool Slope, bool Residual>
+void winograd_whole(const CadyqWinograd& job, const EpilogueStore& store, int ty, int tx, int block, const uint8_t* m) {
+  const CadyqEpilogue& e = job.epilogue;
+  const CadyqTarget& target = job.target;
+  const int s = target.shuffle, sub = block / target.channels;
+  const size_t stride = static_cast<size_t>(s) * target.channels;
+  const size_t at = (static_cast<size_t>(4 * tx) * s + sub % s) * target.channels + block % target.channels;
+  const int first = 4 * ty * s + sub / s;
+  uint8_t* to[4];
+  const int16_t* residual[4];
+  for (int a = 0; a < 4; ++a) {
+    to[a] = target.rows[first + a * s] + at * (Codes ? 1 : 2);
+    if (Residual) residual[a] = target.residual[first + a * s] + at;
+  }
+  const Clamp clamp = store.clamp;
+  for (int c = 0; c < kBlock; c += kLanes) {
+    const F32 factor = mul(load_f32(e.factor + block + c), splat(kRemaining)), bias = load_f32(e.bias + block + c);
+    F32 slope, requant;
+    if constexpr (Slope) slope = load_f32(e.slope + block + c);
+    if constexpr (Codes) requant = load_f32(e.quantizer.multiplier + block + c);
+    I32 z[4][6];
+    winograd_columns(m + c * 4, z);
+    for (int a = 0; a < 4; ++a) {
+      I32 y[4];
+      winograd_row(z[a], y);
+      for (int i = 0; i < 4; ++i) {
+        F32 t = add(mul(to_f32(y[i]), factor), bias);
+        if constexpr (Slope) t = larger(t, mul(t, slope));
+        y[i] = rint32(Codes ? mul(rounded(t), requant) : t);
+      }
+      if constexpr (Codes) {
+        store_codes(to[a] + c, stride, 4, y, clamp);
+      } else {
+        int16_t* p = reinterpret_cast<int16_t*>(to[a]) + c;
+        for (int i = 0; i < 4; ++i)
+          store_int16(p + i * stride, y[i], Residual ? residual[a] + c + i * stride : nullptr, false);
+      }
+    }
+  }
+}
+
+using WinogradWhole = void (*)(const CadyqWinograd&, const EpilogueStore&, int, int, int, const uint8_t*);
+
+// Which of them finishes a job's whole tiles; null: none does.
+inline WinogradWhole winograd_whole_for(const CadyqWinograd& job) {
+  const CadyqEpilogue& e = job.epilogue;
+  if (job.c_out % kBlock || job.target.channels % kBlock || e.gain || e.rectify || e.slopes == CADYQ_ANY) return nullptr;
+  if (e.store == CADYQ_INT16) {
+    if (job.target.residual) return e.slope ? winograd_whole<false, true, true> : winograd_whole<false, false, true>;
+    return e.slope ? winograd_whole<false, true, false> : winograd_whole<false, false, false>;
+  }
+  if (e.store != CADYQ_CODE8 || !e.quantizer.covers) return nullptr;
+  // Unsigned codes know nothing negative anyway.
+  const bool idle = !e.slope || (e.quantizer.is_unsigned && e.slopes == CADYQ_ZEROS);
+  return idle ? winograd_whole<true, false, false> : winograd_whole<true, true, false>;
 }
 
 template <bool Unsigned>
@@ -81,6 +145,7 @@ void winograd_region(const CadyqWinograd& job, uint8_t* scratch) {
   uint8_t *v = scratch, *m = scratch + ((36 * plane + 4095) & ~size_t{4095}) + 512;
   const int tw = (job.width + 3) / 4, n_tiles = (job.height + 3) / 4 * tw;
   const EpilogueStore store(job.epilogue, job.target);
+  const WinogradWhole whole = winograd_whole_for(job);
   for (int first = 0; first < n_tiles; first += kTiles) {
     const int n = n_tiles - first < kTiles ? n_tiles - first : kTiles;
     for (int t = 0; t < n; ++t)
@@ -91,10 +156,16 @@ void winograd_region(const CadyqWinograd& job, uint8_t* scratch) {
         for (int t = 0; t < n; t += kGemmTiles)
           gemm_winograd(v + p * plane + static_cast<size_t>(t) * job.c_in * 2, job.c_in, u,
                         reinterpret_cast<int32_t*>(m + p * kProductPlane) + static_cast<size_t>(t) * kBlock);
-      for (int t = 0; t < n; ++t)
+      for (int t = 0; t < n; ++t) {
+        const int ty = (first + t) / tw, tx = (first + t) % tw;
+        const uint8_t* products = m + static_cast<size_t>(t) * kBlock * 4;
+        if (whole && 4 * ty + 4 <= job.height && 4 * tx + 4 <= job.width) {
+          whole(job, store, ty, tx, block, products);
+          continue;
+        }
         for (int c = 0; c < kBlock && block + c < job.c_out; c += kLanes)
-          winograd_output(job, store, (first + t) / tw, (first + t) % tw, block + c,
-                          m + (static_cast<size_t>(t) * kBlock + c) * 4);
+          winograd_output(job, store, ty, tx, block + c, products + c * 4);
+      }
     }
   }
 }

@@ -47,6 +47,8 @@ CADYQ_INLINE F32 round_clamped(F32 t, F32 low, F32 high) {
   const F32 r = _mm256_round_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   return _mm256_max_ps(_mm256_min_ps(r, high), low);
 }
+CADYQ_INLINE F32 rounded(F32 t) { return _mm256_round_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+CADYQ_INLINE F32 larger(F32 a, F32 b) { return _mm256_max_ps(a, b); }
 CADYQ_INLINE F32 splat(float v) { return _mm256_set1_ps(v); }
 CADYQ_INLINE I32 rint32(F32 a) { return _mm256_cvtps_epi32(a); }
 template <bool Unsigned>
