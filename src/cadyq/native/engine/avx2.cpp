@@ -69,11 +69,11 @@ constexpr int kThinPixels = kPixels, kThinOutputs = 0;  // blocks are small here
 CADYQ_INLINE void gemm_thin(const uint8_t* const*, size_t, int, int, size_t, int, const void*, const int32_t*, int32_t*) {}
 
 CADYQ_INLINE void gemm_columns(const uint8_t* const* rows, size_t offset, int n_rows, int steps, size_t stride,
-                               int /*element*/, const void* w, const int32_t* init, int32_t* out) {
+                               int /*element*/, const void* w, const int32_t* init, int outputs, int32_t* out) {
   const uint8_t* p = static_cast<const uint8_t*>(w);
   const size_t half = static_cast<size_t>(n_rows) * steps * 64;
   gemm_rows(rows, offset, n_rows, steps, stride, p, init, out, 32);
-  gemm_rows(rows, offset, n_rows, steps, stride, p + half, init + 16, out + 16, 32);
+  if (outputs > 16) gemm_rows(rows, offset, n_rows, steps, stride, p + half, init + 16, out + 16, 32);
 }
 
 #include "kernels.inl.h"

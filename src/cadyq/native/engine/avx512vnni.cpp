@@ -181,7 +181,7 @@ CADYQ_GEMM32(gemm32_int16, "vpdpwssd")
 CADYQ_GEMM32(gemm32_uint8, "vpdpbusd")
 
 CADYQ_INLINE void gemm_columns(const uint8_t* const* rows, size_t offset, int n_rows, int steps, size_t stride,
-                               int element, const void* w, const int32_t* init, int32_t* out) {
+                               int element, const void* w, const int32_t* init, int /*outputs*/, int32_t* out) {
   if (element == 1)
     gemm32_uint8(rows, offset, n_rows, steps, stride, w, init, out);
   else

@@ -19,7 +19,7 @@ void columns(const CadyqColumns* job, void* scratch) {
     const int n = total - done < kSegment ? total - done : kSegment;
     for (int x = 0; x < n; x += kColumnPixels)
       gemm_columns(job->rows, static_cast<size_t>(done + x) * job->pixel_bytes, k, steps, job->pixel_bytes,
-                   job->element, job->weights, job->init, partial + static_cast<size_t>(kept + x) * 32);
+                   job->element, job->weights, job->init, k * job->c_out, partial + static_cast<size_t>(kept + x) * 32);
     const int ready = kept + n - carry;
     column_values(partial, 32, ready, *job, job->values + static_cast<size_t>(out) * 4);
     out += ready > 0 ? ready : 0;

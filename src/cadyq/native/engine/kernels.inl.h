@@ -7,6 +7,20 @@ constexpr int kInverse9 = 954437177;  // 9 * this = 1 modulo 2^32; equation (13)
 #include "column_values.inl.h"
 #include "common.inl.h"
 
+// Where a block's results go from pixel (y, x) of the region on, and how far pixels lie apart.
+struct Destination {
+  uint8_t* to;
+  const int16_t* residual;
+  size_t stride;
+};
+
+CADYQ_INLINE Destination destination(const CadyqTarget& target, int element, int block, int y, int x) {
+  const int s = target.shuffle, sub = block / target.channels, row = y * s + sub / s;
+  const size_t at = (static_cast<size_t>(x) * s + sub % s) * target.channels + block % target.channels;
+  return {target.rows[row] + at * element, target.residual ? target.residual[row] + at : nullptr,
+          static_cast<size_t>(s) * target.channels};
+}
+
 // ---- Winograd F(4,3), equations (11) to (13) --------------------------------------------------------------------
 
 CADYQ_INLINE void transform_input(const I16 d[6], I16 o[6]) {
@@ -85,17 +99,9 @@ CADYQ_INLINE void winograd_output(const CadyqWinograd& job, const EpilogueStore&
 template <bool Codes, bool Slope, bool Residual>
 void winograd_whole(const CadyqWinograd& job, const EpilogueStore& store, int ty, int tx, int block, const uint8_t* m) {
   const CadyqEpilogue& e = job.epilogue;
-  const CadyqTarget& target = job.target;
-  const int s = target.shuffle, sub = block / target.channels;
-  const size_t stride = static_cast<size_t>(s) * target.channels;
-  const size_t at = (static_cast<size_t>(4 * tx) * s + sub % s) * target.channels + block % target.channels;
-  const int first = 4 * ty * s + sub / s;
-  uint8_t* to[4];
-  const int16_t* residual[4];
-  for (int a = 0; a < 4; ++a) {
-    to[a] = target.rows[first + a * s] + at * (Codes ? 1 : 2);
-    if (Residual) residual[a] = target.residual[first + a * s] + at;
-  }
+  Destination to[4];
+  for (int a = 0; a < 4; ++a) to[a] = destination(job.target, Codes ? 1 : 2, block, 4 * ty + a, 4 * tx);
+  const size_t stride = to[0].stride;
   const Clamp clamp = store.clamp;
   for (int c = 0; c < kBlock; c += kLanes) {
     const F32 factor = mul(load_f32(e.factor + block + c), splat(kRemaining)), bias = load_f32(e.bias + block + c);
@@ -113,11 +119,11 @@ void winograd_whole(const CadyqWinograd& job, const EpilogueStore& store, int ty
         y[i] = rint32(Codes ? mul(rounded(t), requant) : t);
       }
       if constexpr (Codes) {
-        store_codes(to[a] + c, stride, 4, y, clamp);
+        store_codes(to[a].to + c, stride, 4, y, clamp);
       } else {
-        int16_t* p = reinterpret_cast<int16_t*>(to[a]) + c;
+        int16_t* p = reinterpret_cast<int16_t*>(to[a].to) + c;
         for (int i = 0; i < 4; ++i)
-          store_int16(p + i * stride, y[i], Residual ? residual[a] + c + i * stride : nullptr, false);
+          store_int16(p + i * stride, y[i], Residual ? to[a].residual + c + i * stride : nullptr, false);
       }
     }
   }
@@ -179,13 +185,81 @@ void winograd(const CadyqWinograd* job, void* scratch) {
 
 // ---- direct, equation (5) ---------------------------------------------------------------------------------------
 
+// kPixels pixels of kDirectBlock channels, for what is common: slopes are fractions, codes cover what reaches them.
+template <int Store, bool Slope, bool Residual>
+void direct_whole(const CadyqEpilogue& e, const Clamp& of, int block, const int32_t* acc, const Destination& d) {
+  constexpr int kVectors = kDirectBlock / kLanes, kTogether = kVectors < 4 ? 4 / kVectors : 1;
+  static_assert(kPixels % kTogether == 0 && (kVectors == 2 || kVectors == 4));
+  const Clamp clamp = of;
+  F32 factor[kVectors], bias[kVectors], slope[kVectors], requant[kVectors];
+  for (int i = 0; i < kVectors; ++i) {
+    const int c = block + i * kLanes;
+    factor[i] = load_f32(e.factor + c);
+    bias[i] = load_f32(e.bias + c);
+    if constexpr (Slope) slope[i] = load_f32(e.slope + c);
+    if constexpr (Store != CADYQ_INT16) requant[i] = load_f32(e.quantizer.multiplier + c);
+  }
+  uint8_t* to = d.to;
+  const int16_t* residual = d.residual;
+  for (int p = 0; p < kPixels; p += kTogether) {
+    I32 v[4];
+    for (int i = 0; i < 4; ++i, acc += kLanes) {
+      const int j = i % kVectors;
+      F32 t = add(mul(to_f32(load32(acc)), factor[j]), bias[j]);
+      if constexpr (Slope) t = larger(t, mul(t, slope[j]));
+      v[i] = rint32(Store == CADYQ_INT16 ? t : mul(rounded(t), requant[j]));
+    }
+    constexpr int element = Store == CADYQ_CODE8 ? 1 : 2;
+    if constexpr (Store == CADYQ_CODE8) {
+      store_pixels<kTogether>(to, d.stride, v, clamp);
+    } else {
+      for (int i = 0; i < 4; ++i) {
+        const size_t at = i / kVectors * d.stride + i % kVectors * kLanes;
+        int16_t* p16 = reinterpret_cast<int16_t*>(to) + at;
+        if constexpr (Store == CADYQ_CODE16)
+          store_code16(p16, v[i], clamp);
+        else
+          store_int16(p16, v[i], Residual ? residual + at : nullptr, false);
+      }
+    }
+    to += kTogether * d.stride * element;
+    if constexpr (Residual) residual += kTogether * d.stride;
+  }
+}
+
+using DirectWhole = void (*)(const CadyqEpilogue&, const Clamp&, int, const int32_t*, const Destination&);
+
+template <int Store, bool Residual>
+DirectWhole direct_whole_with(bool slope) {
+  return slope ? direct_whole<Store, true, Residual> : direct_whole<Store, false, Residual>;
+}
+
+// Which of them finishes a job's pixels; null: none does.
+inline DirectWhole direct_whole_for(const CadyqDirect& job) {
+  const CadyqEpilogue& e = job.epilogue;
+  if (job.c_out % kDirectBlock || job.target.channels % kDirectBlock || e.gain || e.rectify || e.slopes == CADYQ_ANY)
+    return nullptr;
+  if (e.store == CADYQ_INT16)
+    return job.target.residual ? direct_whole_with<CADYQ_INT16, true>(e.slope) : direct_whole_with<CADYQ_INT16, false>(e.slope);
+  if (!e.quantizer.covers) return nullptr;
+  const bool slope = e.slope && !(e.quantizer.is_unsigned && e.slopes == CADYQ_ZEROS);
+  return e.store == CADYQ_CODE8 ? direct_whole_with<CADYQ_CODE8, false>(slope) : direct_whole_with<CADYQ_CODE16, false>(slope);
+}
+
 template <int Pixels, class Gemm>
-CADYQ_INLINE void direct_block(const CadyqDirect& job, const EpilogueStore& store, int block, const Gemm& gemm,
-                               int32_t* acc) {
-  for (int y = 0; y < job.height; ++y)
+CADYQ_INLINE void direct_block(const CadyqDirect& job, const EpilogueStore& store, int block, DirectWhole whole,
+                               const Gemm& gemm, int32_t* acc) {
+  for (int y = 0; y < job.height; ++y) {
+    Destination to = destination(job.target, store.element, block, y, 0);
     for (int x = 0; x < job.width; x += Pixels) {
       gemm(job.rows + y, static_cast<size_t>(x) * job.pixel_bytes);
       const int left = job.width - x;
+      if (whole && left >= Pixels) {
+        whole(job.epilogue, store.clamp, block, acc, to);
+        to.to += Pixels * to.stride * store.element;
+        if (to.residual) to.residual += Pixels * to.stride;
+        continue;
+      }
       for (int p = 0; p < Pixels && p < left; p += 4)
         for (int c = 0; c < kDirectBlock && block + c < job.c_out; c += kLanes) {
           I32 v[4];
@@ -197,22 +271,24 @@ CADYQ_INLINE void direct_block(const CadyqDirect& job, const EpilogueStore& stor
           store(y, x + p, block + c, valid < 4 ? valid : 4, v, 1.0f);
         }
     }
+  }
 }
 
 void direct(const CadyqDirect* job, void* scratch) {
   int32_t* acc = static_cast<int32_t*>(scratch);
   const EpilogueStore store(job->epilogue, job->target);
+  const DirectWhole whole = direct_whole_for(*job);
   const int steps = (job->run_bytes + 3) / 4;
   const size_t block_bytes = static_cast<size_t>(job->kernel) * steps * kDirectBlock * 4;
   for (int block = 0; block < job->c_out; block += kDirectBlock) {
     const uint8_t* w = static_cast<const uint8_t*>(job->weights) + block / kDirectBlock * block_bytes;
     const int32_t* init = job->init + block;
     if (job->c_out - block <= kThinOutputs)
-      direct_block<kThinPixels>(*job, store, block, [&](const uint8_t* const* rows, size_t offset) {
+      direct_block<kThinPixels>(*job, store, block, nullptr, [&](const uint8_t* const* rows, size_t offset) {
         gemm_thin(rows, offset, job->kernel, steps, job->pixel_bytes, job->element, w, init, acc);
       }, acc);
     else
-      direct_block<kPixels>(*job, store, block, [&](const uint8_t* const* rows, size_t offset) {
+      direct_block<kPixels>(*job, store, block, whole, [&](const uint8_t* const* rows, size_t offset) {
         gemm_direct(rows, offset, job->kernel, steps, job->pixel_bytes, job->element, w, init, acc);
       }, acc);
   }

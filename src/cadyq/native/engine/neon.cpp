@@ -53,10 +53,10 @@ CADYQ_INLINE void accumulate(const uint8_t* const* rows, size_t offset, int n_ro
 }
 
 CADYQ_INLINE void gemm_columns(const uint8_t* const* rows, size_t offset, int n_rows, int steps, size_t stride,
-                               int /*element*/, const void* weights, const int32_t* init, int32_t* out) {
+                               int /*element*/, const void* weights, const int32_t* init, int outputs, int32_t* out) {
   const int8_t* w = static_cast<const int8_t*>(weights);
   const int chunks = steps * 4 / kChunk;
-  for (int block = 0; block < 32; block += kBlock, w += static_cast<size_t>(n_rows) * chunks * kChunk * kBlock) {
+  for (int block = 0; block < outputs; block += kBlock, w += static_cast<size_t>(n_rows) * chunks * kChunk * kBlock) {
     I32 acc[kPixels][kVectors];
     for (auto& pixel : acc)
       for (int j = 0; j < kVectors; ++j) pixel[j] = load32(init + block + j * kLanes);

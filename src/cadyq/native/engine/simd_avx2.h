@@ -105,6 +105,14 @@ CADYQ_INLINE void store_codes(uint8_t* p, size_t stride, int n, const I32 v[4], 
   if (n > 2) _mm_storel_epi64(reinterpret_cast<__m128i*>(p + 2 * stride), hi);
   if (n > 3) _mm_storeh_pd(reinterpret_cast<double*>(p + 3 * stride), _mm_castsi128_pd(hi));
 }
+// Codes of 16 channels of two pixels, `stride` bytes apart.
+template <int Pixels>
+CADYQ_INLINE void store_pixels(uint8_t* p, size_t stride, const I32 v[4], const Clamp& c) {
+  static_assert(Pixels == 2);
+  const __m256i k = pack_codes(v, c);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(k));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + stride), _mm256_extracti128_si256(k, 1));
+}
 CADYQ_INLINE void store_code16(int16_t* p, I32 v, const Clamp& c) {
   const __m128i r = _mm_min_epi16(_mm_max_epi16(saturate16(v), c.low16), c.high16);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), r);

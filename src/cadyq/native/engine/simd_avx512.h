@@ -107,6 +107,12 @@ CADYQ_INLINE void store_codes(uint8_t* p, size_t stride, int n, const I32 v[4], 
   if (n > 2) _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 2 * stride), _mm512_extracti32x4_epi32(k, 2));
   if (n > 3) _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 3 * stride), _mm512_extracti32x4_epi32(k, 3));
 }
+// Codes of 64 channels of one pixel.
+template <int Pixels>
+CADYQ_INLINE void store_pixels(uint8_t* p, size_t /*stride*/, const I32 v[4], const Clamp& c) {
+  static_assert(Pixels == 1);
+  store_run(p, v, c);
+}
 CADYQ_INLINE void store_code16(int16_t* p, I32 v, const Clamp& c) {
   const __m256i r = _mm256_min_epi16(_mm256_max_epi16(_mm512_cvtsepi32_epi16(v), c.low16), c.high16);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), r);
