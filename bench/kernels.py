@@ -59,15 +59,20 @@ def build_peak(folder: Path) -> ctypes.CDLL | None:
 
 
 def peak_run(library: ctypes.CDLL | None, isa: str) -> Callable[[], float] | None:
-    """A function that measures the peak once, in multiply-adds per second."""
+    """A function that measures the peak once, in multiply-adds per second.
+
+    The loop makes as many as a layer does by Winograd: what else runs on the machine then disturbs both alike.
+    """
     function = getattr(library, f"peak_{isa}", None)
     if function is None:
         return None
     function.argtypes, function.restype = [ctypes.c_int64], ctypes.c_int64
 
+    rounds = MACS // 4 // function(1)
+
     def run() -> float:
         start = time.perf_counter()
-        made: int = function(100_000)
+        made: int = function(rounds)
         return made / (time.perf_counter() - start)
 
     return run

@@ -14,6 +14,16 @@ extern "C" int64_t peak_avx512vnni(int64_t rounds) {
   return rounds * 16 * 32;
 }
 
+extern "C" int64_t peak_avxvnni(int64_t rounds) {
+  for (int64_t i = 0; i < rounds; ++i) {
+#define STEP(n) "%{vex%} vpdpwssd %%ymm14, %%ymm15, %%ymm" #n "\n"
+    asm volatile(STEP(0) STEP(1) STEP(2) STEP(3) STEP(4) STEP(5) STEP(6) STEP(7) STEP(8) STEP(9) STEP(10) STEP(11)
+                 ::: "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11");
+#undef STEP
+  }
+  return rounds * 12 * 16;
+}
+
 extern "C" int64_t peak_avx2(int64_t rounds) {
   for (int64_t i = 0; i < rounds; ++i) {
 // Products go to three registers in turn, sums to nine others.

@@ -16,6 +16,10 @@
 #include <utility>
 #include <vector>
 
+#if defined(CADYQ_HAS_AVXVNNI)
+#include <cpuid.h>
+#endif
+
 #include "exits.h"
 #include "network.h"
 
@@ -43,6 +47,11 @@ std::vector<std::string> available() {
   if (avx512 && __builtin_cpu_supports("amx-int8") && cadyq_amx_allowed()) names.push_back("amx");
 #endif
   if (avx512) names.push_back("avx512vnni");
+#if defined(CADYQ_HAS_AVXVNNI)
+  // Beside AVX2, as both need the operating system to keep 256-bit registers.
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1)) names.push_back("avxvnni");
+#endif
   if (__builtin_cpu_supports("avx2")) names.push_back("avx2");
 #endif
 #if defined(CADYQ_NEON)
@@ -60,6 +69,9 @@ const CadyqKernels* kernels(const std::string& name) {
     if (n == "amx") return cadyq_kernels_amx();
 #endif
     if (n == "avx512vnni") return cadyq_kernels_avx512vnni();
+#if defined(CADYQ_HAS_AVXVNNI)
+    if (n == "avxvnni") return cadyq_kernels_avxvnni();
+#endif
     if (n == "avx2") return cadyq_kernels_avx2();
 #endif
 #if defined(CADYQ_NEON)

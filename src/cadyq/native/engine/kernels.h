@@ -129,6 +129,7 @@ struct CadyqKernels {
 
 const CadyqKernels* cadyq_kernels_portable(void);
 const CadyqKernels* cadyq_kernels_avx2(void);
+const CadyqKernels* cadyq_kernels_avxvnni(void);
 const CadyqKernels* cadyq_kernels_avx512vnni(void);
 const CadyqKernels* cadyq_kernels_amx(void);
 const CadyqKernels* cadyq_kernels_neondotprod(void);
