@@ -108,6 +108,85 @@ CADYQ_INLINE void gemm_columns(const uint8_t* const* rows, size_t offset, int n_
 }  // namespace
 }  // namespace cadyq_avx2
 
+// ---- four rows of a convolution with few outputs, equation (13a) -------------------------------------------------
+
+namespace cadyq_avx2 {
+namespace {
+
+constexpr int kSpan = 24;  // columns whose transformed inputs are kept at once
+static_assert(kSegment % kSpan == 0);
+
+CADYQ_INLINE size_t span_plane(int depth) { return static_cast<size_t>(kSpan) * depth * 2 + 64; }
+constexpr size_t kSpanProducts = static_cast<size_t>(kSpan) * 32 * 4 + 64;  // bytes of one of six planes
+constexpr size_t kPartialRow = (kSegment + 64) * 32;                       // sums of one row
+
+size_t columns4_scratch(int c_in) {
+  return 6 * span_plane(CADYQ_MAX_SPLIT_KERNEL / 3 * c_in) + 6 * kSpanProducts + 4 * kPartialRow * 4 + 4096;
+}
+
+void columns4(const CadyqColumns* job, void* scratch) {
+  const int c_in = job->pixel_bytes / 2, parts = job->kernel / 3, depth = parts * c_in, outputs = job->kernel * job->c_out;
+  const int carry = job->kernel - 1, total = job->width + carry;
+  uint8_t* v = static_cast<uint8_t*>(scratch);
+  const size_t plane = span_plane(depth);
+  uint8_t* m = v + 6 * plane;
+  int32_t* partial = reinterpret_cast<int32_t*>(m + 6 * kSpanProducts);  // [4][kSegment + carry][32]
+  // Columns `from` on of the region to sums from `to` on.
+  auto span = [&](int from, int n, int to) {
+    for (int x = 0; x < n; ++x)
+      for (int c = 0; c < c_in; c += 2 * kLanes) {
+        const size_t at = static_cast<size_t>(from + x) * job->pixel_bytes + c * 2;
+        for (int part = 0; part < parts; ++part) {
+          I16 d[6], o[6];
+          for (int i = 0; i < 6; ++i) d[i] = load16(reinterpret_cast<const int16_t*>(job->rows[3 * part + i] + at));
+          transform_input(d, o);
+          uint8_t* p = v + (static_cast<size_t>(x) * depth + part * c_in + c) * 2;
+          for (int a = 0; a < 6; ++a) store16(reinterpret_cast<int16_t*>(p + a * plane), o[a]);
+        }
+      }
+    for (int half = 0; half * 16 < outputs; ++half) {
+      const uint8_t* u = reinterpret_cast<const uint8_t*>(job->weights4) + static_cast<size_t>(half) * 6 * depth * 32;
+      for (int a = 0; a < 6; ++a, u += static_cast<size_t>(depth) * 32)
+        for (int x = 0; x < n; x += kPixels) {
+          __m256i acc[6][2];
+          for (auto& p : acc) p[0] = p[1] = zero32();
+          const size_t stride = static_cast<size_t>(depth) * 2;
+          run<2>(v + a * plane + x * stride, stride, depth / 2, u, acc);
+          int32_t* out = reinterpret_cast<int32_t*>(m + a * kSpanProducts) + x * 32 + half * 16;
+          for (int p = 0; p < kPixels; ++p) {
+            store32(out + p * 32, acc[p][0]);
+            store32(out + p * 32 + 8, acc[p][1]);
+          }
+        }
+    }
+    for (int x = 0; x < n; ++x)
+      for (int o = 0; o < outputs; o += kLanes) {
+        I32 d[6], y[4];
+        for (int a = 0; a < 6; ++a) d[a] = load32(reinterpret_cast<const int32_t*>(m + a * kSpanProducts) + x * 32 + o);
+        transform_output(d, y);
+        for (int r = 0; r < 4; ++r) store32(partial + r * kPartialRow + static_cast<size_t>(to + x) * 32 + o, y[r]);
+      }
+  };
+  // As in `columns`: the first `carry` columns of a round are the last of the round before.
+  int done = 0, kept = 0, out = 0;
+  while (out < job->width) {
+    const int n = total - done < kSegment ? total - done : kSegment;
+    for (int x = 0; x < n; x += kSpan) span(done + x, n - x < kSpan ? n - x : kSpan, kept + x);
+    const int ready = kept + n - carry, start = ready > 0 ? ready : 0;
+    for (int r = 0; r < 4; ++r) {
+      int32_t* row = partial + r * kPartialRow;
+      column_values<true>(row, 32, ready, *job, job->values + r * job->pitch + static_cast<size_t>(out) * 4);
+      __builtin_memmove(row, row + static_cast<size_t>(start) * 32, static_cast<size_t>(kept + n - start) * 128);
+    }
+    out += start;
+    done += n;
+    kept = kept + n - start;
+  }
+}
+
+}  // namespace
+}  // namespace cadyq_avx2
+
 #ifdef CADYQ_AVXVNNI
 #define CADYQ_NAME "avxvnni"
 #define CADYQ_FUNCTION cadyq_kernels_avxvnni
@@ -122,6 +201,13 @@ extern "C" const CadyqKernels* CADYQ_FUNCTION(void) {
     CadyqKernels own{CADYQ_NAME,    1,        kBlock, kTiles, kDirectBlock, kCodeBytes, 32,
                      scratch_bytes, quantize, snap,   sums,   winograd,     direct,     columns};
     own.expand = expand;
+#ifndef CADYQ_AVXVNNI  // whose products of bytes are as many a cycle
+    own.scratch_bytes = [](int32_t c_in) {
+      const size_t other = scratch_bytes(c_in), four = columns4_scratch(c_in);
+      return other > four ? other : four;
+    };
+    own.columns4 = columns4;
+#endif
     return own;
   }();
   return &k;

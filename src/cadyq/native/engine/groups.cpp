@@ -249,38 +249,45 @@ void Network::run_image_out(Pool& pool, Group& group, const Node& node, int from
   const View& src = *group.views[node.src_view];
   const int level = src.height / height_, zoom = scale_ / level, channels = planes_[steps_.back().src].channels;
   const size_t row_bytes = static_cast<size_t>(width_) * scale_ * channels * (in.wide ? 2 : 1);
-  pool.run(to - from, [&](int i, int t) {
-    const int y = from + i;
-    std::vector<Span>& columns = threads_[t].spans;
-    spans(y, y + 1, level, 0, columns);
+  auto run = [&](int y, int height, Thread& thread) {
+    spans(y, y + 1, level, 0, thread.spans);
     uint8_t* line = static_cast<uint8_t*>(out) + static_cast<size_t>(y) * zoom * row_bytes;
     auto clear = [&](int x0, int x1) {
       const size_t pixel = row_bytes / src.width;
-      for (int k = 0; x0 < x1 && k < zoom; ++k) std::memset(line + k * row_bytes + x0 * pixel, 0, (x1 - x0) * pixel);
+      for (int k = 0; x0 < x1 && k < zoom * height; ++k)
+        std::memset(line + k * row_bytes + x0 * pixel, 0, (x1 - x0) * pixel);
     };
     int done = 0;
-    for (const Span& span : columns) {
+    for (const Span& span : thread.spans) {
       clear(done, span.x0);
-      image_span(node, src, span.x0, span.x1, y, in, out, threads_[t]);
+      image_span(node, src, span.x0, span.x1, y, height, in, out, thread);
       done = span.x1;
     }
     clear(done, src.width);
+  };
+  // Four rows at once where kernels can, but for rows of different cells: other columns of these are needed.
+  const int band = node.conv->weights4.get() ? 4 : 1, side = tile_ * level;
+  pool.run((to - from + band - 1) / band, [&](int i, int t) {
+    const int y = from + i * band, end = std::min(to, y + band);
+    if (band > 1 && end - y == band && (!exited_ || y / side == (end - 1) / side)) return run(y, band, threads_[t]);
+    for (int row = y; row < end; ++row) run(row, 1, threads_[t]);
   });
 }
 
-// Pixels of one row of the last convolution's input, or of `shuffle` rows of the picture.
-void Network::image_span(const Node& node, const View& src, int x0, int x1, int y, const Image& in, void* out,
+// Pixels of some rows of the last convolution's input, or of `shuffle` rows of the picture for each of them. Only columns
+// (kColumns) take four rows, others take one.
+void Network::image_span(const Node& node, const View& src, int x0, int x1, int y, int height, const Image& in, void* out,
                          Thread& thread) {
   const StepData& end = steps_.back();
   const int channels = planes_[end.src].channels, r = node.layer->data->shuffle, width = src.width * r;
   auto rows_of = [&](const Conv& conv, int x) {
     thread.in.clear();
-    for (int k = 0; k < conv.kernel; ++k)
+    for (int k = 0; k < conv.kernel + height - 1; ++k)
       thread.in.push_back(src.row(y - conv.pad + k) +
                           (static_cast<ptrdiff_t>(x) - conv.pad) * static_cast<ptrdiff_t>(conv.pixel_bytes()));
   };
-  // Row `dy` of the picture from values that are `stride` apart, `sub` apart for each pixel of a PixelShuffle.
-  auto write = [&](const int16_t* values, int stride, int dy) {
+  // Row `dy` of those that row y becomes, from values that are `stride` apart, `sub` apart for each pixel of a PixelShuffle.
+  auto write = [&](const int16_t* values, int stride, int y, int dy) {
     const int n = (x1 - x0) * r;  // pixels of the picture
     const int16_t* base = end.base.weight.empty() ? nullptr : enlarged(end.base, in, y * r + dy, x0 * r, x0 * r + n, thread);
     const size_t at = (static_cast<size_t>(y * r + dy) * width + static_cast<size_t>(x0) * r) * channels;
@@ -309,8 +316,11 @@ void Network::image_span(const Node& node, const View& src, int x0, int x1, int 
     job.bias = e.bias;
     job.slope = e.slope;
     job.values = values;
-    kernels_->columns(&job, thread.kernel.get());
-    for (int dy = 0; dy < r; ++dy) write(values, 4, dy);
+    job.weights4 = reinterpret_cast<const int16_t*>(conv.weights4.get());
+    job.pitch = static_cast<size_t>(job.width) * 4;
+    (height > 1 ? kernels_->columns4 : kernels_->columns)(&job, thread.kernel.get());
+    for (int k = 0; k < height; ++k)
+      for (int dy = 0; dy < r; ++dy) write(values + k * job.pitch, 4, y + k, dy);
     return;
   }
   int16_t* values =
@@ -336,7 +346,7 @@ void Network::image_span(const Node& node, const View& src, int x0, int x1, int 
     part(of(0), x0 + first, x1 - last);
     if (last) part(of(2), x1 - 1, x1);
   }
-  for (int dy = 0; dy < r; ++dy) write(values, conv.dst_channels, dy);
+  for (int dy = 0; dy < r; ++dy) write(values, conv.dst_channels, y, dy);
 }
 
 // Part of a row of the enlarged picture on the last plane's grid; equation (16).

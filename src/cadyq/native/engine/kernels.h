@@ -89,6 +89,10 @@ struct CadyqColumns {
   const int32_t* init;  // of the partial sums
   const float *factor, *bias, *slope;  // four each; slope may be null
   int16_t* values;
+  // Of four rows at once (CadyqKernels::columns4): `kernel` + 3 rows are given, and results of a row lie `pitch` values
+  // behind those of the one above.
+  const int16_t* weights4;
+  size_t pitch;
 };
 
 constexpr int CADYQ_MAX_SPLIT_KERNEL = 17;
@@ -125,6 +129,9 @@ struct CadyqKernels {
   void (*expand)(const uint8_t* codes, int32_t is_unsigned, int16_t* dst, int32_t pixels, int32_t channels,
                  const float* ratio) = nullptr;
   int32_t splits_values = CADYQ_SPLIT_NONE;
+  // Four rows of columns of int16 codes at once, by Winograd F(4,3) along the columns; null: there is none. The kernel
+  // is a multiple of three high, and codes have 8 bits.
+  void (*columns4)(const CadyqColumns* job, void* scratch) = nullptr;
 };
 
 const CadyqKernels* cadyq_kernels_portable(void);

@@ -22,6 +22,8 @@ constexpr int kStripPixels = 8192;   // fewer where they are long: at the output
 constexpr int kLargestRegion = 96;   // pixels a side of tiles that are computed as one
 constexpr int kRowsPerBand = 4;      // Winograd bands
 constexpr int64_t kWinogradLimit = int64_t{1} << 25;  // equation (13)
+constexpr int64_t kColumns4Limit = int64_t{1} << 28;  // equation (13a)
+constexpr int kWinogradG[6][3] = {{6, 0, 0}, {-4, -4, -4}, {-4, 4, -4}, {1, 2, 4}, {1, -2, 4}, {0, 0, 6}};  // (12)
 
 int round_up(int a, int b) { return (a + b - 1) / b * b; }
 
@@ -64,7 +66,7 @@ int Network::round_channels(int channels) const {
   return round_up(channels, channels > kAlign ? kernels_->channel_block : kAlign);
 }
 
-void Network::pack(const ConvData& data, Conv& conv) {
+void Network::pack(const ConvData& data, Conv& conv, int64_t largest_sum) {
   const int k = data.kernel, real = data.c_out, per_pixel = real / (conv.shuffle * conv.shuffle);
   // Output o of the plan is output position(o) here, as target planes have padded channels.
   auto position = [&](int o) {
@@ -77,7 +79,6 @@ void Network::pack(const ConvData& data, Conv& conv) {
     return data.weight[((static_cast<size_t>(o) * k + i) * k + j) * in_group + inner];
   };
   if (conv.kind == Conv::kWinograd) {
-    static const int g[6][3] = {{6, 0, 0}, {-4, -4, -4}, {-4, 4, -4}, {1, 2, 4}, {1, -2, 4}, {0, 0, 6}};  // (12)
     const int block = kernels_->winograd_block, blocks = round_up(conv.c_out, block) / block;
     int16_t* out = reinterpret_cast<int16_t*>(
         conv.weights.reserve(static_cast<size_t>(blocks) * 36 * conv.c_in * block * sizeof(int16_t)));
@@ -87,7 +88,7 @@ void Network::pack(const ConvData& data, Conv& conv) {
         for (int p = 0; p < 36; ++p) {
           int sum = 0;
           for (int i = 0; i < 3; ++i)
-            for (int j = 0; j < 3; ++j) sum += g[p / 6][i] * g[p % 6][j] * at(o, i, j, c);
+            for (int j = 0; j < 3; ++j) sum += kWinogradG[p / 6][i] * kWinogradG[p % 6][j] * at(o, i, j, c);
           out[((static_cast<size_t>(to / block * 36 + p) * (conv.c_in / 2) + c / 2) * block + to % block) * 2 + c % 2] =
               static_cast<int16_t>(sum);
         }
@@ -117,6 +118,22 @@ void Network::pack(const ConvData& data, Conv& conv) {
           else
             reinterpret_cast<int16_t*>(bytes)[index] = static_cast<int16_t>(w);
         }
+  if (columns && kernels_->columns4 && k % 3 == 0 && k > 3 && conv.element == 2 && largest_sum < kColumns4Limit) {
+    // [half of the outputs][6][k / 3 parts and inputs in pairs][16 outputs][2]
+    const int depth = k / 3 * conv.c_in, halves = (k * real + 15) / 16;
+    int16_t* out = reinterpret_cast<int16_t*>(conv.weights4.reserve(static_cast<size_t>(halves) * 6 * depth * 16 * 2));
+    for (int o = 0; o < real; ++o)
+      for (int j = 0; j < k; ++j)
+        for (int a = 0; a < 6; ++a)
+          for (int part = 0; part < k / 3; ++part)
+            for (int c = 0; c < data.c_in; ++c) {
+              const int to = j * real + o, in = part * conv.c_in + c;
+              int sum = 0;
+              for (int i = 0; i < 3; ++i) sum += kWinogradG[a][i] * at(o, 3 * part + i, j, c);
+              out[((static_cast<size_t>(to / 16 * 6 + a) * (depth / 2) + in / 2) * 16 + to % 16) * 2 + in % 2] =
+                  static_cast<int16_t>(sum);
+            }
+  }
   // Offsets of 128 are corrected here: added to signed codes, subtracted from unsigned ones and low bytes of values.
   auto add_init = [&](int correction) {
     conv.init.emplace_back(outputs, 0);
@@ -196,7 +213,7 @@ Conv* Network::prepare(const ConvData& data, int shuffle, bool is_last, bool fro
     conv.gain = spread(data.gain.data());
   }
   conv.site = data.has_site ? &data.site : nullptr;
-  pack(data, conv);
+  pack(data, conv, norm * largest);
   return &conv;
 }
 

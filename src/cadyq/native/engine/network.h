@@ -99,6 +99,7 @@ struct Conv {
   int element = 1, weight_bytes = 1;
   bool raw = false;  // reads int16 values themselves
   Buffer weights;
+  Buffer weights4;  // of kColumns, for four rows at once; or nothing
   std::vector<std::vector<float>> factor;  // per candidate
   std::vector<float> bias, slope, gain;
   int levels = 0;
@@ -289,7 +290,7 @@ class Network {
   int round_channels(int channels) const;
   Conv* prepare(const ConvData& data, int shuffle, bool is_last, bool from_image);
   Skip prepare_skip(const LayerData& data, const SiteData* first, int channels) const;
-  void pack(const ConvData& data, Conv& conv);
+  void pack(const ConvData& data, Conv& conv, int64_t largest_sum);
   void link(Conv& from, const Conv& to);
   void find_stores(const std::vector<int>& segment_of, int segments);
   void share_buffers(const std::vector<int>& segment_of, int segments);
@@ -348,7 +349,7 @@ class Network {
   void run_quantize(Pool& pool, Group& group, const Node& node, int from, int to);
   void run_conv(Pool& pool, Group& group, const Node& node, int from, int to);
   void run_image_out(Pool& pool, Group& group, const Node& node, int from, int to, const Image& in, void* out);
-  void image_span(const Node& node, const View& src, int x0, int x1, int y, const Image& in, void* out, Thread& thread);
+  void image_span(const Node& node, const View& src, int x0, int x1, int y, int height, const Image& in, void* out, Thread& thread);
   int16_t* enlarged(const BaseData& base, const Image& in, int y, int x0, int x1, Thread& thread) const;
   void skip_rows(Group& group, const Node& node, int y0, int y1, int x0, int x1, Thread& thread);
   void run_block(Pool& pool, const Segment& segment, const int8_t* forced, const uint8_t* exited, uint8_t* bits,
