@@ -46,6 +46,8 @@ def shipped_scales() -> list[int]:
 def default_model(scale: int = 4, photo: bool = False) -> str:
     """Return the name of the shipped model for a scale: one whose cells exit first, then a content-aware one.
 
+    Of several of a kind it is the largest: smaller ones are for those who ask for them by name.
+
     Args:
         scale: enlargement factor.
         photo: whether a model trained for compressed photos ("photo" in its name) is preferred; without it
@@ -61,9 +63,11 @@ def default_model(scale: int = 4, photo: bool = False) -> str:
             "scale", scale, f"the scale of a shipped model ({shipped})", "or pass a model file"
         )
 
-    def rank(name: str) -> tuple[bool, bool, bool, str]:
-        parts = _parts(name)
-        return ("photo" in parts) != photo, "exit" not in parts, "cadyq" not in parts, name
+    sizes = {p.name: p.stat().st_size for p in _folder().glob(f"*{MODEL_SUFFIX}")}
+
+    def rank(name: str) -> tuple[bool, bool, bool, int, str]:
+        parts, size = _parts(name), sizes.get(f"{name}{MODEL_SUFFIX}", 0)
+        return ("photo" in parts) != photo, "exit" not in parts, "cadyq" not in parts, -size, name
 
     return min(fitting, key=rank)
 

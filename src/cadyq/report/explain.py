@@ -22,7 +22,7 @@ from cadyq.errors import ImageError, MissingExtraError
 from cadyq.functional.cost import bitops
 from cadyq.io.files import write_atomic
 from cadyq.io.images import Picture, read_image
-from cadyq.report.plots import COLORS, HEAT, figure, png
+from cadyq.report.plots import COLORS, HEAT, figure, label_values, png
 from cadyq.upscale import Model, Result
 
 __all__ = ["BUDGETS", "Explanation", "at_budgets", "explain", "write_explanation"]
@@ -314,15 +314,7 @@ def _budgets(found: Explanation) -> bytes:
         )
         for axes, key, label, color, marker in panels:
             axes.plot(fqr, [row[key] for row in rows], marker=marker, color=color)
-            for row in rows:
-                axes.annotate(
-                    f"{row['budget']:+g}" if row["budget"] else "0",
-                    (row["fqr"], row[key]),
-                    xytext=(4, -9),
-                    textcoords="offset points",
-                    fontsize=7,
-                    color="#444444",
-                )
+            label_values(axes, ((row["fqr"], row[key], row["budget"]) for row in rows))
             axes.set_xlabel("FQR (mean bits); numbers are budgets")
             axes.set_ylabel(label)
             axes.margins(0.1)

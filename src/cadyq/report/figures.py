@@ -15,7 +15,7 @@ from cadyq.functional.resize import imresize
 from cadyq.report.bench import Bench, figures_of
 from cadyq.report.lab import Request
 from cadyq.report.networks import Network
-from cadyq.report.plots import COLORS, MARKERS, figure, save
+from cadyq.report.plots import COLORS, MARKERS, figure, label_values, save
 from cadyq.report.table import Column, Table
 
 __all__ = ["fig_s1", "fig_s2", "fig_s3"]
@@ -210,15 +210,7 @@ def _plot_s2(bench: Bench, rows: Sequence[dict[str, Any]]) -> list[str]:
             axes.plot(
                 [p["fqr"] for p in points], [p["psnr_db"] for p in points], label=f"{model}, {knob}", **style
             )
-            for p in points:
-                axes.annotate(
-                    f"{p['value']:+g}" if p["value"] else "0",
-                    (p["fqr"], p["psnr_db"]),
-                    xytext=(3, -9),
-                    textcoords="offset points",
-                    fontsize=7,
-                    color="#444444",
-                )
+            label_values(axes, ((p["fqr"], p["psnr_db"], p["value"]) for p in points))
         axes.set_xlabel("FQR (mean bits)")
         axes.set_ylabel("PSNR on Urban100 (dB)")
         axes.margins(0.08)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from cadyq.io.files import write_atomic
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "HEAT", "MARKERS", "figure", "png", "save"]
+__all__ = ["COLORS", "HEAT", "MARKERS", "figure", "label_values", "png", "save"]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 """Okabe and Ito's palette (jfly.uni-koeln.de/color, 2008), the strongest first; every curve has its own marker, too."""
@@ -82,3 +82,13 @@ def save(made: Figure, folder: Path, name: str) -> list[str]:
     made.savefig(buffer, format="pdf", metadata={"CreationDate": None})
     write_atomic(folder / f"{name}.pdf", buffer.getvalue())
     return [f"{name}.png", f"{name}.pdf"]
+
+
+def label_values(axes: Any, points: Iterable[tuple[float, float, float]]) -> None:
+    """Write the values of (x, y, value) below their points; those that share a point on the plot share a label."""
+    shared: dict[tuple[float, float], list[float]] = {}
+    for x, y, value in points:
+        shared.setdefault((round(x, 2), round(y, 3)), []).append(value)
+    for at, values in shared.items():
+        text = ", ".join(f"{value:+g}" if value else "0" for value in sorted(values))
+        axes.annotate(text, at, xytext=(3, -9), textcoords="offset points", fontsize=7, color="#444444")
