@@ -137,9 +137,9 @@ class InterleavedRegion {
     const int tile = round * kTiles + t;
     uint8_t* v = inputs_[round % slots_] + static_cast<size_t>(t) * 128;
     if (job_.is_unsigned)
-      winograd_input<true>(job_, tile / tw_, tile % tw_, v, kPlane64);
+      winograd_input<kUnsigned>(job_, tile / tw_ * 4, tile % tw_ * 4, v, kPlane64);
     else
-      winograd_input<false>(job_, tile / tw_, tile % tw_, v, kPlane64);
+      winograd_input<kSigned>(job_, tile / tw_ * 4, tile % tw_ * 4, v, kPlane64);
   }
 
   void output(const Item& item, int t) {

@@ -265,17 +265,20 @@ void Network::run_image_out(Pool& pool, Group& group, const Node& node, int from
     }
     clear(done, src.width);
   };
-  // Four rows at once where kernels can, but for rows of different cells: other columns of these are needed.
+  // Four rows at once where kernels can, but for rows of different cells, whose needed columns differ, and for those
+  // that have other weights.
   const int band = node.conv->weights4.get() ? 4 : 1, side = tile_ * level;
+  const bool bordered = !node.layer->borders.empty();
   pool.run((to - from + band - 1) / band, [&](int i, int t) {
     const int y = from + i * band, end = std::min(to, y + band);
-    if (band > 1 && end - y == band && (!exited_ || y / side == (end - 1) / side)) return run(y, band, threads_[t]);
+    const bool alike = !exited_ || y / side == (end - 1) / side, inside = !bordered || (y > 0 && end < src.height);
+    if (band > 1 && end - y == band && alike && inside) return run(y, band, threads_[t]);
     for (int row = y; row < end; ++row) run(row, 1, threads_[t]);
   });
 }
 
-// Pixels of some rows of the last convolution's input, or of `shuffle` rows of the picture for each of them. Only columns
-// (kColumns) take four rows, others take one.
+// Pixels of some rows of the last convolution's input, or of `shuffle` rows of the picture for each of them: one row, or
+// four of a convolution that has `weights4`.
 void Network::image_span(const Node& node, const View& src, int x0, int x1, int y, int height, const Image& in, void* out,
                          Thread& thread) {
   const StepData& end = steps_.back();
@@ -324,13 +327,31 @@ void Network::image_span(const Node& node, const View& src, int x0, int x1, int 
     return;
   }
   int16_t* values =
-      reinterpret_cast<int16_t*>(thread.rows_out.reserve(static_cast<size_t>(x1 - x0) * conv.dst_channels * sizeof(int16_t)));
+      reinterpret_cast<int16_t*>(thread.rows_out.reserve(static_cast<size_t>(x1 - x0) * conv.dst_channels * height * sizeof(int16_t)));
+  const size_t pitch = static_cast<size_t>(x1 - x0) * conv.dst_channels;
   auto part = [&](const Conv& own, int from, int to) {
     if (from >= to) return;
     rows_of(own, from);
-    uint8_t* row = reinterpret_cast<uint8_t*>(values + static_cast<size_t>(from - x0) * own.dst_channels);
-    const CadyqTarget target{&row, nullptr, 1, own.dst_channels, nullptr};
-    convolve(own, 0, thread.in, 1, to - from, epilogue(own, 0, nullptr, false), target, thread);
+    thread.out.clear();
+    for (int k = 0; k < height; ++k)
+      thread.out.push_back(reinterpret_cast<uint8_t*>(values + k * pitch + static_cast<size_t>(from - x0) * own.dst_channels));
+    const CadyqTarget target{thread.out.data(), nullptr, 1, own.dst_channels, nullptr};
+    const CadyqEpilogue e = epilogue(own, 0, nullptr, false);
+    if (height > 1 && own.weights4.get()) {
+      thread.in.push_back(thread.in.back());  // meets weights that are zero
+      CadyqWinograd job{};
+      job.rows = thread.in.data();
+      job.height = height;
+      job.width = to - from;
+      job.c_in = own.c_in;
+      job.c_out = own.c_out;
+      job.weights = reinterpret_cast<const int16_t*>(own.weights4.get());
+      job.epilogue = e;
+      job.target = target;
+      kernels_->winograd5(&job, thread.kernel.get());
+      return;
+    }
+    convolve(own, 0, thread.in, height, to - from, e, target, thread);
   };
   if (node.layer->borders.empty()) {
     part(conv, x0, x1);
@@ -346,7 +367,8 @@ void Network::image_span(const Node& node, const View& src, int x0, int x1, int 
     part(of(0), x0 + first, x1 - last);
     if (last) part(of(2), x1 - 1, x1);
   }
-  for (int dy = 0; dy < r; ++dy) write(values, conv.dst_channels, y, dy);
+  for (int k = 0; k < height; ++k)
+    for (int dy = 0; dy < r; ++dy) write(values + k * pitch, conv.dst_channels, y + k, dy);
 }
 
 // Part of a row of the enlarged picture on the last plane's grid; equation (16).

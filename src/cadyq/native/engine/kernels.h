@@ -132,6 +132,10 @@ struct CadyqKernels {
   // Four rows of columns of int16 codes at once, by Winograd F(4,3) along the columns; null: there is none. The kernel
   // is a multiple of three high, and codes have 8 bits.
   void (*columns4)(const CadyqColumns* job, void* scratch) = nullptr;
+  // 5x5 convolution of int16 codes of 8 bits, as `winograd` is one of 3x3: rows[i] is pixel (x0 - 2) of row
+  // (y0 - 2 + i), there are 4 * ceil(height / 4) + 5 rows, each readable for 4 * ceil(width / 4) + 5 pixels; the last of
+  // each do not matter. Null: there is none.
+  void (*winograd5)(const CadyqWinograd* job, void* scratch) = nullptr;
 };
 
 const CadyqKernels* cadyq_kernels_portable(void);

@@ -46,15 +46,24 @@ CADYQ_INLINE void transform_output(const I32 m[6], I32 y[4]) {
 CADYQ_INLINE size_t input_plane_bytes(int c_in) { return static_cast<size_t>(kTiles) * c_in * 2 + 64; }
 constexpr size_t kProductPlane = static_cast<size_t>(kTiles) * kBlock * 4 + 64;
 
-template <bool Unsigned>
-CADYQ_INLINE void winograd_input(const CadyqWinograd& job, int ty, int tx, uint8_t* v, size_t plane) {
-  const size_t column = static_cast<size_t>(tx) * 4 * job.c_in;
+// What Winograd layers read: 8-bit codes without or with a sign, or int16 ones.
+constexpr int kSigned = 0, kUnsigned = 1, kInt16 = 2;
+
+// 6x6 inputs from (y, x) of the rows on, to the same place of 36 planes.
+template <int Codes>
+CADYQ_INLINE void winograd_input(const CadyqWinograd& job, int y, int x, uint8_t* v, size_t plane) {
   for (int c = 0; c < job.c_in; c += 2 * kLanes) {
     I16 z[6][6];
     for (int q = 0; q < 6; ++q) {
+      const size_t at = static_cast<size_t>(x + q) * job.c_in + c;
       I16 d[6], o[6];
-      for (int a = 0; a < 6; ++a)
-        d[a] = load_codes<Unsigned>(job.rows[4 * ty + a] + column + static_cast<size_t>(q) * job.c_in + c);
+      for (int a = 0; a < 6; ++a) {
+        const uint8_t* row = job.rows[y + a];
+        if constexpr (Codes == kInt16)
+          d[a] = load16(reinterpret_cast<const int16_t*>(row) + at);
+        else
+          d[a] = load_codes<Codes == kUnsigned>(row + at);
+      }
       transform_input(d, o);
       for (int a = 0; a < 6; ++a) z[a][q] = o[a];
     }
@@ -145,7 +154,23 @@ inline WinogradWhole winograd_whole_for(const CadyqWinograd& job) {
   return idle ? winograd_whole<true, false, false> : winograd_whole<true, true, false>;
 }
 
-template <bool Unsigned>
+// Results of n tiles from `first` on, kBlock channels of them.
+CADYQ_INLINE void winograd_finish(const CadyqWinograd& job, const EpilogueStore& store, WinogradWhole whole, int first,
+                                  int n, int block, const uint8_t* m) {
+  const int tw = (job.width + 3) / 4;
+  for (int t = 0; t < n; ++t) {
+    const int ty = (first + t) / tw, tx = (first + t) % tw;
+    const uint8_t* products = m + static_cast<size_t>(t) * kBlock * 4;
+    if (whole && 4 * ty + 4 <= job.height && 4 * tx + 4 <= job.width) {
+      whole(job, store, ty, tx, block, products);
+      continue;
+    }
+    for (int c = 0; c < kBlock && block + c < job.c_out; c += kLanes)
+      winograd_output(job, store, ty, tx, block + c, products + c * 4);
+  }
+}
+
+template <int Codes>
 void winograd_region(const CadyqWinograd& job, uint8_t* scratch) {
   const size_t plane = input_plane_bytes(job.c_in);
   uint8_t *v = scratch, *m = scratch + ((36 * plane + 4095) & ~size_t{4095}) + 512;
@@ -155,32 +180,23 @@ void winograd_region(const CadyqWinograd& job, uint8_t* scratch) {
   for (int first = 0; first < n_tiles; first += kTiles) {
     const int n = n_tiles - first < kTiles ? n_tiles - first : kTiles;
     for (int t = 0; t < n; ++t)
-      winograd_input<Unsigned>(job, (first + t) / tw, (first + t) % tw, v + static_cast<size_t>(t) * job.c_in * 2, plane);
+      winograd_input<Codes>(job, (first + t) / tw * 4, (first + t) % tw * 4, v + static_cast<size_t>(t) * job.c_in * 2, plane);
     const int16_t* u = job.weights;
     for (int block = 0; block < job.c_out; block += kBlock) {
       for (int p = 0; p < 36; ++p, u += static_cast<size_t>(job.c_in) * kBlock)
         for (int t = 0; t < n; t += kGemmTiles)
           gemm_winograd(v + p * plane + static_cast<size_t>(t) * job.c_in * 2, job.c_in, u,
                         reinterpret_cast<int32_t*>(m + p * kProductPlane) + static_cast<size_t>(t) * kBlock);
-      for (int t = 0; t < n; ++t) {
-        const int ty = (first + t) / tw, tx = (first + t) % tw;
-        const uint8_t* products = m + static_cast<size_t>(t) * kBlock * 4;
-        if (whole && 4 * ty + 4 <= job.height && 4 * tx + 4 <= job.width) {
-          whole(job, store, ty, tx, block, products);
-          continue;
-        }
-        for (int c = 0; c < kBlock && block + c < job.c_out; c += kLanes)
-          winograd_output(job, store, ty, tx, block + c, products + c * 4);
-      }
+      winograd_finish(job, store, whole, first, n, block, m);
     }
   }
 }
 
 void winograd(const CadyqWinograd* job, void* scratch) {
   if (job->is_unsigned)
-    winograd_region<true>(*job, static_cast<uint8_t*>(scratch));
+    winograd_region<kUnsigned>(*job, static_cast<uint8_t*>(scratch));
   else
-    winograd_region<false>(*job, static_cast<uint8_t*>(scratch));
+    winograd_region<kSigned>(*job, static_cast<uint8_t*>(scratch));
 }
 
 // ---- direct, equation (5) ---------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ int Network::round_channels(int channels) const {
   return round_up(channels, channels > kAlign ? kernels_->channel_block : kAlign);
 }
 
-void Network::pack(const ConvData& data, Conv& conv, int64_t largest_sum) {
+void Network::pack(const ConvData& data, Conv& conv, int64_t largest_sum, bool pixels) {
   const int k = data.kernel, real = data.c_out, per_pixel = real / (conv.shuffle * conv.shuffle);
   // Output o of the plan is output position(o) here, as target planes have padded channels.
   auto position = [&](int o) {
@@ -134,6 +134,23 @@ void Network::pack(const ConvData& data, Conv& conv, int64_t largest_sum) {
                   static_cast<int16_t>(sum);
             }
   }
+  if (pixels && !columns && kernels_->winograd5 && k == 5 && conv.element == 2 && !conv.raw && largest_sum < kWinogradLimit) {
+    const int block = kernels_->winograd_block, blocks = round_up(conv.c_out, block) / block, depth = 4 * conv.c_in;
+    int16_t* out = reinterpret_cast<int16_t*>(
+        conv.weights4.reserve(static_cast<size_t>(blocks) * 36 * depth * block * sizeof(int16_t)));
+    for (int o = 0; o < real; ++o)
+      for (int c = 0; c < data.c_in; ++c)
+        for (int part = 0; part < 4; ++part)
+          for (int p = 0; p < 36; ++p) {
+            int sum = 0;
+            for (int i = 3 * (part / 2), y = 0; y < 3 && i < 5; ++y, ++i)
+              for (int j = 3 * (part % 2), x = 0; x < 3 && j < 5; ++x, ++j)
+                sum += kWinogradG[p / 6][y] * kWinogradG[p % 6][x] * at(o, i, j, c);
+            const int to = position(o), in = part * conv.c_in + c;
+            out[((static_cast<size_t>(to / block * 36 + p) * (depth / 2) + in / 2) * block + to % block) * 2 + in % 2] =
+                static_cast<int16_t>(sum);
+          }
+  }
   // Offsets of 128 are corrected here: added to signed codes, subtracted from unsigned ones and low bytes of values.
   auto add_init = [&](int correction) {
     conv.init.emplace_back(outputs, 0);
@@ -143,7 +160,8 @@ void Network::pack(const ConvData& data, Conv& conv, int64_t largest_sum) {
   if (conv.raw) add_init(conv.weight_bytes == 1 && kernels_->code_offset == CADYQ_OFFSET_UNSIGNED ? 128 : 0);
 }
 
-Conv* Network::prepare(const ConvData& data, int shuffle, bool is_last, bool from_image) {
+// What is not `inside` belongs to pixels of the border: few enough to be computed one by one.
+Conv* Network::prepare(const ConvData& data, int shuffle, bool is_last, bool from_image, bool inside) {
   convs_.push_back(std::make_unique<Conv>());
   Conv& conv = *convs_.back();
   conv.kernel = data.kernel;
@@ -213,7 +231,7 @@ Conv* Network::prepare(const ConvData& data, int shuffle, bool is_last, bool fro
     conv.gain = spread(data.gain.data());
   }
   conv.site = data.has_site ? &data.site : nullptr;
-  pack(data, conv, norm * largest);
+  pack(data, conv, norm * largest, is_last && inside);
   return &conv;
 }
 
@@ -533,7 +551,7 @@ void Network::plan_group(Group& group, const std::vector<int>& steps) {
     layer.data = &data;
     layer.conv = prepare(data.conv, data.shuffle, last, takes_image(i));
     layer.skip = prepare_skip(data, nullptr, layer.conv->dst_channels);
-    for (const ConvData& border : data.borders) layer.borders.push_back(prepare(border, data.shuffle, last, false));
+    for (const ConvData& border : data.borders) layer.borders.push_back(prepare(border, data.shuffle, last, false, false));
     if (!data.borders.empty() && (layer.conv->kind == Conv::kColumns || planes_[data.src[0].plane].level != 1))
       throw std::invalid_argument("border weights of a layer that is not at the input's size");
   }

@@ -99,7 +99,7 @@ struct Conv {
   int element = 1, weight_bytes = 1;
   bool raw = false;  // reads int16 values themselves
   Buffer weights;
-  Buffer weights4;  // of kColumns, for four rows at once; or nothing
+  Buffer weights4;  // for four rows of pixels at once, by `columns4` or `winograd5`; or nothing
   std::vector<std::vector<float>> factor;  // per candidate
   std::vector<float> bias, slope, gain;
   int levels = 0;
@@ -288,9 +288,9 @@ class Network {
   };
 
   int round_channels(int channels) const;
-  Conv* prepare(const ConvData& data, int shuffle, bool is_last, bool from_image);
+  Conv* prepare(const ConvData& data, int shuffle, bool is_last, bool from_image, bool inside = true);
   Skip prepare_skip(const LayerData& data, const SiteData* first, int channels) const;
-  void pack(const ConvData& data, Conv& conv, int64_t largest_sum);
+  void pack(const ConvData& data, Conv& conv, int64_t largest_sum, bool pixels);
   void link(Conv& from, const Conv& to);
   void find_stores(const std::vector<int>& segment_of, int segments);
   void share_buffers(const std::vector<int>& segment_of, int segments);
