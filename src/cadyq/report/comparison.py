@@ -230,7 +230,7 @@ def _plot(bench: Bench, rows: Sequence[dict[str, Any]], data: str) -> list[str]:
                     row[key],
                     row["psnr_db"],
                     yerr=error,
-                    fmt=MARKERS[i % len(MARKERS)],
+                    fmt=MARKERS[(i + i // len(COLORS)) % len(MARKERS)],
                     color=COLORS[i % len(COLORS)],
                     markerfacecolor=COLORS[i % len(COLORS)] if row[flag] else "white",
                     markeredgewidth=1.2,
