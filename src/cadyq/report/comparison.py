@@ -16,7 +16,7 @@ from cadyq.evaluate import Evaluation, compare
 from cadyq.report.bench import Bench, figures_of
 from cadyq.report.lab import Request, data_facts
 from cadyq.report.networks import Network
-from cadyq.report.plots import COLORS, MARKERS, figure, save
+from cadyq.report.plots import curve_style, figure, save
 from cadyq.report.table import Column, Table
 from cadyq.report.timing import cpu_name
 from cadyq.report.variants import Subject, fitted_for
@@ -223,16 +223,16 @@ def _plot(bench: Bench, rows: Sequence[dict[str, Any]], data: str) -> list[str]:
                 label="Pareto front",
             )
             for i, row in enumerate(rows):
-                error = None
+                error, style = None, curve_style(i)
                 if "low_db" in row:
                     error = [[row["against_db"] - row["low_db"]], [row["high_db"] - row["against_db"]]]
                 axes.errorbar(
                     row[key],
                     row["psnr_db"],
                     yerr=error,
-                    fmt=MARKERS[(i + i // len(COLORS)) % len(MARKERS)],
-                    color=COLORS[i % len(COLORS)],
-                    markerfacecolor=COLORS[i % len(COLORS)] if row[flag] else "white",
+                    linestyle="none",
+                    **style,
+                    markerfacecolor=style["color"] if row[flag] else "white",
                     markeredgewidth=1.2,
                     markersize=6.5,
                     elinewidth=0.8,

@@ -15,7 +15,7 @@ from cadyq.functional.resize import imresize
 from cadyq.report.bench import Bench, figures_of
 from cadyq.report.lab import Request
 from cadyq.report.networks import Network
-from cadyq.report.plots import COLORS, MARKERS, figure, label_values, save
+from cadyq.report.plots import COLORS, curve_style, figure, label_values, save
 from cadyq.report.table import Column, Table
 
 __all__ = ["fig_s1", "fig_s2", "fig_s3"]
@@ -206,9 +206,11 @@ def _plot_s2(bench: Bench, rows: Sequence[dict[str, Any]]) -> list[str]:
             curves.setdefault((row["model"], row["knob"]), []).append(row)
         for i, ((model, knob), points) in enumerate(curves.items()):
             points = sorted(points, key=lambda r: r["fqr"])
-            style = {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]}
             axes.plot(
-                [p["fqr"] for p in points], [p["psnr_db"] for p in points], label=f"{model}, {knob}", **style
+                [p["fqr"] for p in points],
+                [p["psnr_db"] for p in points],
+                label=f"{model}, {knob}",
+                **curve_style(i),
             )
             label_values(axes, ((p["fqr"], p["psnr_db"], p["value"]) for p in points))
         axes.set_xlabel("FQR (mean bits)")

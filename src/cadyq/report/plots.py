@@ -14,7 +14,7 @@ from cadyq.io.files import write_atomic
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "HEAT", "MARKERS", "figure", "label_values", "png", "save"]
+__all__ = ["COLORS", "HEAT", "MARKERS", "curve_style", "figure", "label_values", "png", "save"]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 """Okabe and Ito's palette (jfly.uni-koeln.de/color, 2008), the strongest first; every curve has its own marker, too."""
@@ -82,6 +82,11 @@ def save(made: Figure, folder: Path, name: str) -> list[str]:
     made.savefig(buffer, format="pdf", metadata={"CreationDate": None})
     write_atomic(folder / f"{name}.pdf", buffer.getvalue())
     return [f"{name}.png", f"{name}.pdf"]
+
+
+def curve_style(i: int) -> dict[str, Any]:
+    """Color and marker of the i-th curve; both together come again after 64 curves."""
+    return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[(i + i // len(COLORS)) % len(MARKERS)]}
 
 
 def label_values(axes: Any, points: Iterable[tuple[float, float, float]]) -> None:

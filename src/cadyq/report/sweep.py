@@ -14,7 +14,7 @@ from cadyq.errors import MissingExtraError
 from cadyq.evaluate import Summary
 from cadyq.io.files import write_atomic
 from cadyq.report.lab import Lab, Request
-from cadyq.report.plots import COLORS, MARKERS, figure, save
+from cadyq.report.plots import curve_style, figure, save
 
 __all__ = ["CSV_COLUMNS", "plot_sweep", "points", "sweep", "write_sweep"]
 
@@ -114,8 +114,7 @@ def plot_sweep(rows: Sequence[dict[str, Any]], folder: Path) -> list[str]:
             axes.plot(
                 [r["fqr"] for r in each],
                 [r["psnr_db"] for r in each],
-                marker=MARKERS[i % len(MARKERS)],
-                color=COLORS[i % len(COLORS)],
+                **curve_style(i),
                 label=f"{model}, {data}, tile {tile or 'own'}",
             )
         axes.set_xlabel("FQR (mean bits)")
