@@ -263,10 +263,6 @@ class Waiting {
     }
   }
 
-  CADYQ_INLINE static F32 rounded(F32 t) {
-    return _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  }
-
   template <bool Slope, bool Unsigned>
   static void codes(Waiting& w) {
     I32 v[2][4];  // two pixels each, first and second half of the channels

@@ -83,12 +83,11 @@ CADYQ_INLINE void gemm_rows(const uint8_t* const* rows, size_t offset, int n_row
 }
 
 CADYQ_INLINE void gemm_direct(const uint8_t* const* rows, size_t offset, int n_rows, int steps, size_t stride,
-                              int element, const void* weights, const int32_t* init, int32_t* out) {
+                              [[maybe_unused]] int element, const void* weights, const int32_t* init, int32_t* out) {
   const uint8_t* w = static_cast<const uint8_t*>(weights);
-  if (element == kCodeBytes)
-    gemm_rows<kCodeBytes>(rows, offset, n_rows, steps, stride, w, init, out, 16);
-  else
-    gemm_rows<2>(rows, offset, n_rows, steps, stride, w, init, out, 16);
+  if constexpr (kCodeBytes == 1)
+    if (element == 1) return gemm_rows<1>(rows, offset, n_rows, steps, stride, w, init, out, 16);
+  gemm_rows<2>(rows, offset, n_rows, steps, stride, w, init, out, 16);
 }
 
 constexpr int kThinPixels = kPixels, kThinOutputs = 0;  // blocks are small here: none of its own
@@ -105,51 +104,13 @@ CADYQ_INLINE void gemm_columns(const uint8_t* const* rows, size_t offset, int n_
 
 #include "kernels.inl.h"
 
-}  // namespace
-}  // namespace cadyq_avx2
+#ifndef CADYQ_AVXVNNI  // whose products of bytes are as many a cycle as what follows saves
 
-// ---- 5x5 by Winograd F(4,3), equation (13b) ---------------------------------------------------------------------
-
-namespace cadyq_avx2 {
-namespace {
-
-constexpr int kFiveTiles = 12;  // a round's transformed inputs are four times as many as those of a 3x3 layer
-
-CADYQ_INLINE size_t five_plane(int c_in) { return static_cast<size_t>(kFiveTiles) * 4 * c_in * 2 + 64; }
-
-void winograd5(const CadyqWinograd* given, void* scratch) {
-  const CadyqWinograd& job = *given;
-  const int depth = 4 * job.c_in, tw = (job.width + 3) / 4, n_tiles = (job.height + 3) / 4 * tw;
-  const size_t plane = five_plane(job.c_in), weights = static_cast<size_t>(depth) * kBlock;
-  uint8_t *v = static_cast<uint8_t*>(scratch), *m = v + (36 * plane + 4095) / 4096 * 4096 + 512;
-  const EpilogueStore store(job.epilogue, job.target);
-  const WinogradWhole whole = winograd_whole_for(job);
-  for (int first = 0; first < n_tiles; first += kFiveTiles) {
-    const int n = n_tiles - first < kFiveTiles ? n_tiles - first : kFiveTiles;
-    for (int t = 0; t < n; ++t) {
-      const int ty = (first + t) / tw, tx = (first + t) % tw;
-      for (int part = 0; part < 4; ++part)
-        winograd_input<kInt16>(job, 4 * ty + part / 2 * 3, 4 * tx + part % 2 * 3,
-                              v + (static_cast<size_t>(t) * depth + part * job.c_in) * 2, plane);
-    }
-    const int16_t* u = job.weights;
-    for (int block = 0; block < job.c_out; block += kBlock) {
-      for (int p = 0; p < 36; ++p, u += weights)
-        for (int t = 0; t < n; t += kGemmTiles)
-          gemm_winograd(v + p * plane + static_cast<size_t>(t) * depth * 2, depth, u,
-                        reinterpret_cast<int32_t*>(m + p * kProductPlane) + static_cast<size_t>(t) * kBlock);
-      winograd_finish(job, store, whole, first, n, block, m);
-    }
-  }
+void winograd5(const CadyqWinograd* job, void* scratch) {
+  winograd_region<kInt16, 4>(*job, static_cast<uint8_t*>(scratch));
 }
 
-}  // namespace
-}  // namespace cadyq_avx2
-
 // ---- four rows of a convolution with few outputs, equation (13a) -------------------------------------------------
-
-namespace cadyq_avx2 {
-namespace {
 
 constexpr int kSpan = 24;  // columns whose transformed inputs are kept at once
 static_assert(kSegment % kSpan == 0);
@@ -222,6 +183,8 @@ void columns4(const CadyqColumns* job, void* scratch) {
   }
 }
 
+#endif
+
 }  // namespace
 }  // namespace cadyq_avx2
 
@@ -239,9 +202,9 @@ extern "C" const CadyqKernels* CADYQ_FUNCTION(void) {
     CadyqKernels own{CADYQ_NAME,    1,        kBlock, kTiles, kDirectBlock, kCodeBytes, 32,
                      scratch_bytes, quantize, snap,   sums,   winograd,     direct,     columns};
     own.expand = expand;
-#ifndef CADYQ_AVXVNNI  // whose products of bytes are as many a cycle
+#ifndef CADYQ_AVXVNNI
     own.scratch_bytes = [](int32_t c_in) {
-      const size_t five = 36 * five_plane(c_in) + 8192 + 36 * kProductPlane, four = columns4_scratch(c_in);
+      const size_t five = 36 * input_plane_bytes(kTiles / 2, 4 * c_in) + 8192 + 36 * kProductPlane, four = columns4_scratch(c_in);
       const size_t most = five > four ? five : four, other = scratch_bytes(c_in);
       return most > other ? most : other;
     };

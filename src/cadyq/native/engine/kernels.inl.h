@@ -43,7 +43,7 @@ CADYQ_INLINE void transform_output(const I32 m[6], I32 y[4]) {
 }
 
 // Planes of transformed values are 64 bytes further apart than their size, so that they do not share cache sets.
-CADYQ_INLINE size_t input_plane_bytes(int c_in) { return static_cast<size_t>(kTiles) * c_in * 2 + 64; }
+CADYQ_INLINE size_t input_plane_bytes(int tiles, int c_in) { return static_cast<size_t>(tiles) * c_in * 2 + 64; }
 constexpr size_t kProductPlane = static_cast<size_t>(kTiles) * kBlock * 4 + 64;
 
 // What Winograd layers read: 8-bit codes without or with a sign, or int16 ones.
@@ -140,54 +140,63 @@ void winograd_whole(const CadyqWinograd& job, const EpilogueStore& store, int ty
 
 using WinogradWhole = void (*)(const CadyqWinograd&, const EpilogueStore&, int, int, int, const uint8_t*);
 
+// Whether results are of the common kind: no codes before the sum, slopes that are fractions, whole blocks, and codes
+// that cover what reaches them.
+inline bool is_common(const CadyqEpilogue& e, const CadyqTarget& target, int c_out, int block) {
+  return c_out % block == 0 && target.channels % block == 0 && !e.gain && !e.rectify && e.slopes != CADYQ_ANY &&
+         (e.store == CADYQ_INT16 || e.quantizer.covers);
+}
+
+// Unsigned codes know nothing negative, so they do without a slope of zero.
+inline bool has_slope(const CadyqEpilogue& e) {
+  return e.slope && !(e.store != CADYQ_INT16 && e.quantizer.is_unsigned && e.slopes == CADYQ_ZEROS);
+}
+
+template <bool Codes, bool Residual>
+WinogradWhole winograd_whole_with(bool slope) {
+  return slope ? winograd_whole<Codes, true, Residual> : winograd_whole<Codes, false, Residual>;
+}
+
 // Which of them finishes a job's whole tiles; null: none does.
 inline WinogradWhole winograd_whole_for(const CadyqWinograd& job) {
   const CadyqEpilogue& e = job.epilogue;
-  if (job.c_out % kBlock || job.target.channels % kBlock || e.gain || e.rectify || e.slopes == CADYQ_ANY) return nullptr;
-  if (e.store == CADYQ_INT16) {
-    if (job.target.residual) return e.slope ? winograd_whole<false, true, true> : winograd_whole<false, false, true>;
-    return e.slope ? winograd_whole<false, true, false> : winograd_whole<false, false, false>;
-  }
-  if (e.store != CADYQ_CODE8 || !e.quantizer.covers) return nullptr;
-  // Unsigned codes know nothing negative anyway.
-  const bool idle = !e.slope || (e.quantizer.is_unsigned && e.slopes == CADYQ_ZEROS);
-  return idle ? winograd_whole<true, false, false> : winograd_whole<true, true, false>;
+  if (e.store == CADYQ_CODE16 || !is_common(e, job.target, job.c_out, kBlock)) return nullptr;
+  const bool slope = has_slope(e);
+  if (e.store == CADYQ_CODE8) return winograd_whole_with<true, false>(slope);
+  return job.target.residual ? winograd_whole_with<false, true>(slope) : winograd_whole_with<false, false>(slope);
 }
 
-// Results of n tiles from `first` on, kBlock channels of them.
-CADYQ_INLINE void winograd_finish(const CadyqWinograd& job, const EpilogueStore& store, WinogradWhole whole, int first,
-                                  int n, int block, const uint8_t* m) {
-  const int tw = (job.width + 3) / 4;
-  for (int t = 0; t < n; ++t) {
-    const int ty = (first + t) / tw, tx = (first + t) % tw;
-    const uint8_t* products = m + static_cast<size_t>(t) * kBlock * 4;
-    if (whole && 4 * ty + 4 <= job.height && 4 * tx + 4 <= job.width) {
-      whole(job, store, ty, tx, block, products);
-      continue;
-    }
-    for (int c = 0; c < kBlock && block + c < job.c_out; c += kLanes)
-      winograd_output(job, store, ty, tx, block + c, products + c * 4);
-  }
-}
-
-template <int Codes>
+// A layer of 3x3, or with four Parts one of 5x5, equation (13b). More parts take as much more room, so fewer tiles.
+template <int Codes, int Parts = 1>
 void winograd_region(const CadyqWinograd& job, uint8_t* scratch) {
-  const size_t plane = input_plane_bytes(job.c_in);
+  constexpr int tiles = Parts == 1 ? kTiles : kTiles / 2;
+  const int depth = Parts * job.c_in, tw = (job.width + 3) / 4, n_tiles = (job.height + 3) / 4 * tw;
+  const size_t plane = input_plane_bytes(tiles, depth);
   uint8_t *v = scratch, *m = scratch + ((36 * plane + 4095) & ~size_t{4095}) + 512;
-  const int tw = (job.width + 3) / 4, n_tiles = (job.height + 3) / 4 * tw;
   const EpilogueStore store(job.epilogue, job.target);
   const WinogradWhole whole = winograd_whole_for(job);
-  for (int first = 0; first < n_tiles; first += kTiles) {
-    const int n = n_tiles - first < kTiles ? n_tiles - first : kTiles;
+  for (int first = 0; first < n_tiles; first += tiles) {
+    const int n = n_tiles - first < tiles ? n_tiles - first : tiles;
     for (int t = 0; t < n; ++t)
-      winograd_input<Codes>(job, (first + t) / tw * 4, (first + t) % tw * 4, v + static_cast<size_t>(t) * job.c_in * 2, plane);
+      for (int part = 0; part < Parts; ++part)
+        winograd_input<Codes>(job, (first + t) / tw * 4 + part / 2 * 3, (first + t) % tw * 4 + part % 2 * 3,
+                              v + (static_cast<size_t>(t) * depth + part * job.c_in) * 2, plane);
     const int16_t* u = job.weights;
     for (int block = 0; block < job.c_out; block += kBlock) {
-      for (int p = 0; p < 36; ++p, u += static_cast<size_t>(job.c_in) * kBlock)
+      for (int p = 0; p < 36; ++p, u += static_cast<size_t>(depth) * kBlock)
         for (int t = 0; t < n; t += kGemmTiles)
-          gemm_winograd(v + p * plane + static_cast<size_t>(t) * job.c_in * 2, job.c_in, u,
+          gemm_winograd(v + p * plane + static_cast<size_t>(t) * depth * 2, depth, u,
                         reinterpret_cast<int32_t*>(m + p * kProductPlane) + static_cast<size_t>(t) * kBlock);
-      winograd_finish(job, store, whole, first, n, block, m);
+      for (int t = 0; t < n; ++t) {
+        const int ty = (first + t) / tw, tx = (first + t) % tw;
+        const uint8_t* products = m + static_cast<size_t>(t) * kBlock * 4;
+        if (whole && 4 * ty + 4 <= job.height && 4 * tx + 4 <= job.width) {
+          whole(job, store, ty, tx, block, products);
+          continue;
+        }
+        for (int c = 0; c < kBlock && block + c < job.c_out; c += kLanes)
+          winograd_output(job, store, ty, tx, block + c, products + c * 4);
+      }
     }
   }
 }
@@ -253,13 +262,11 @@ DirectWhole direct_whole_with(bool slope) {
 // Which of them finishes a job's pixels; null: none does.
 inline DirectWhole direct_whole_for(const CadyqDirect& job) {
   const CadyqEpilogue& e = job.epilogue;
-  if (job.c_out % kDirectBlock || job.target.channels % kDirectBlock || e.gain || e.rectify || e.slopes == CADYQ_ANY)
-    return nullptr;
-  if (e.store == CADYQ_INT16)
-    return job.target.residual ? direct_whole_with<CADYQ_INT16, true>(e.slope) : direct_whole_with<CADYQ_INT16, false>(e.slope);
-  if (!e.quantizer.covers) return nullptr;
-  const bool slope = e.slope && !(e.quantizer.is_unsigned && e.slopes == CADYQ_ZEROS);
-  return e.store == CADYQ_CODE8 ? direct_whole_with<CADYQ_CODE8, false>(slope) : direct_whole_with<CADYQ_CODE16, false>(slope);
+  if (!is_common(e, job.target, job.c_out, kDirectBlock)) return nullptr;
+  const bool slope = has_slope(e);
+  if (e.store == CADYQ_CODE8) return direct_whole_with<CADYQ_CODE8, false>(slope);
+  if (e.store == CADYQ_CODE16) return direct_whole_with<CADYQ_CODE16, false>(slope);
+  return job.target.residual ? direct_whole_with<CADYQ_INT16, true>(slope) : direct_whole_with<CADYQ_INT16, false>(slope);
 }
 
 template <int Pixels, class Gemm>
@@ -324,6 +331,6 @@ void expand(const uint8_t* codes, int32_t is_unsigned, int16_t* dst, int32_t pix
 }
 
 size_t scratch_bytes(int32_t c_in_max) {
-  const size_t wino = 36 * input_plane_bytes(c_in_max) + 8192 + 36 * kProductPlane;
+  const size_t wino = 36 * input_plane_bytes(kTiles, c_in_max) + 8192 + 36 * kProductPlane;
   return (wino > kColumnsScratch ? wino : kColumnsScratch) + 4096;
 }

@@ -78,23 +78,24 @@ void Network::pack(const ConvData& data, Conv& conv, int64_t largest_sum, bool p
     if (inner < 0 || inner >= in_group) return 0;
     return data.weight[((static_cast<size_t>(o) * k + i) * k + j) * in_group + inner];
   };
-  if (conv.kind == Conv::kWinograd) {
-    const int block = kernels_->winograd_block, blocks = round_up(conv.c_out, block) / block;
-    int16_t* out = reinterpret_cast<int16_t*>(
-        conv.weights.reserve(static_cast<size_t>(blocks) * 36 * conv.c_in * block * sizeof(int16_t)));
-    for (int o = 0; o < real; ++o) {
-      const int to = position(o);
+  // Equation (12), or (13b) where a kernel of 5x5 is four parts of 3x3.
+  auto pack_winograd = [&](Buffer& to, int parts) {
+    const int block = kernels_->winograd_block, blocks = round_up(conv.c_out, block) / block, depth = parts * conv.c_in;
+    int16_t* out =
+        reinterpret_cast<int16_t*>(to.reserve(static_cast<size_t>(blocks) * 36 * depth * block * sizeof(int16_t)));
+    for (int o = 0; o < real; ++o)
       for (int c = 0; c < data.c_in; ++c)
-        for (int p = 0; p < 36; ++p) {
-          int sum = 0;
-          for (int i = 0; i < 3; ++i)
-            for (int j = 0; j < 3; ++j) sum += kWinogradG[p / 6][i] * kWinogradG[p % 6][j] * at(o, i, j, c);
-          out[((static_cast<size_t>(to / block * 36 + p) * (conv.c_in / 2) + c / 2) * block + to % block) * 2 + c % 2] =
-              static_cast<int16_t>(sum);
-        }
-    }
-    return;
-  }
+        for (int part = 0; part < parts; ++part)
+          for (int p = 0; p < 36; ++p) {
+            const int y = part / 2 * 3, x = part % 2 * 3, at_o = position(o), in = part * conv.c_in + c;
+            int sum = 0;
+            for (int i = 0; i < 3 && y + i < k; ++i)
+              for (int j = 0; j < 3 && x + j < k; ++j) sum += kWinogradG[p / 6][i] * kWinogradG[p % 6][j] * at(o, y + i, x + j, c);
+            out[((static_cast<size_t>(at_o / block * 36 + p) * (depth / 2) + in / 2) * block + at_o % block) * 2 + in % 2] =
+                static_cast<int16_t>(sum);
+          }
+  };
+  if (conv.kind == Conv::kWinograd) return pack_winograd(conv.weights, 1);
   // Runs of inputs in groups of four bytes, for each row of the kernel; columns take one pixel at a time.
   const bool columns = conv.kind == Conv::kColumns;
   const int group = 4 / conv.weight_bytes, run = columns ? conv.c_in : k * conv.c_in;
@@ -134,23 +135,8 @@ void Network::pack(const ConvData& data, Conv& conv, int64_t largest_sum, bool p
                   static_cast<int16_t>(sum);
             }
   }
-  if (pixels && !columns && kernels_->winograd5 && k == 5 && conv.element == 2 && !conv.raw && largest_sum < kWinogradLimit) {
-    const int block = kernels_->winograd_block, blocks = round_up(conv.c_out, block) / block, depth = 4 * conv.c_in;
-    int16_t* out = reinterpret_cast<int16_t*>(
-        conv.weights4.reserve(static_cast<size_t>(blocks) * 36 * depth * block * sizeof(int16_t)));
-    for (int o = 0; o < real; ++o)
-      for (int c = 0; c < data.c_in; ++c)
-        for (int part = 0; part < 4; ++part)
-          for (int p = 0; p < 36; ++p) {
-            int sum = 0;
-            for (int i = 3 * (part / 2), y = 0; y < 3 && i < 5; ++y, ++i)
-              for (int j = 3 * (part % 2), x = 0; x < 3 && j < 5; ++x, ++j)
-                sum += kWinogradG[p / 6][y] * kWinogradG[p % 6][x] * at(o, i, j, c);
-            const int to = position(o), in = part * conv.c_in + c;
-            out[((static_cast<size_t>(to / block * 36 + p) * (depth / 2) + in / 2) * block + to % block) * 2 + in % 2] =
-                static_cast<int16_t>(sum);
-          }
-  }
+  if (pixels && !columns && kernels_->winograd5 && k == 5 && conv.element == 2 && !conv.raw && largest_sum < kWinogradLimit)
+    pack_winograd(conv.weights4, 4);
   // Offsets of 128 are corrected here: added to signed codes, subtracted from unsigned ones and low bytes of values.
   auto add_init = [&](int correction) {
     conv.init.emplace_back(outputs, 0);

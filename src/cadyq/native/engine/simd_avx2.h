@@ -42,12 +42,9 @@ CADYQ_INLINE F32 to_f32(I32 a) { return _mm256_cvtepi32_ps(a); }
 CADYQ_INLINE F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
 CADYQ_INLINE F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
 CADYQ_INLINE F32 activate(F32 t, F32 slope) { return _mm256_blendv_ps(t, mul(t, slope), t); }
-// rint(t) clamped to a range of integers, as a float
-CADYQ_INLINE F32 round_clamped(F32 t, F32 low, F32 high) {
-  const F32 r = _mm256_round_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  return _mm256_max_ps(_mm256_min_ps(r, high), low);
-}
 CADYQ_INLINE F32 rounded(F32 t) { return _mm256_round_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// rint(t) clamped to a range of integers, as a float
+CADYQ_INLINE F32 round_clamped(F32 t, F32 low, F32 high) { return _mm256_max_ps(_mm256_min_ps(rounded(t), high), low); }
 CADYQ_INLINE F32 larger(F32 a, F32 b) { return _mm256_max_ps(a, b); }
 CADYQ_INLINE F32 splat(float v) { return _mm256_set1_ps(v); }
 CADYQ_INLINE I32 rint32(F32 a) { return _mm256_cvtps_epi32(a); }

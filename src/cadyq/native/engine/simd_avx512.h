@@ -44,14 +44,9 @@ CADYQ_INLINE F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
 CADYQ_INLINE F32 activate(F32 t, F32 slope) {
   return _mm512_mask_mul_ps(t, _mm512_movepi32_mask(_mm512_castps_si512(t)), t, slope);
 }
+CADYQ_INLINE F32 rounded(F32 t) { return _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // rint(t) clamped to a range of integers, as a float
-CADYQ_INLINE F32 round_clamped(F32 t, F32 low, F32 high) {
-  const F32 r = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  return _mm512_max_ps(_mm512_min_ps(r, high), low);
-}
-CADYQ_INLINE F32 rounded(F32 t) {
-  return _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
+CADYQ_INLINE F32 round_clamped(F32 t, F32 low, F32 high) { return _mm512_max_ps(_mm512_min_ps(rounded(t), high), low); }
 CADYQ_INLINE F32 larger(F32 a, F32 b) { return _mm512_max_ps(a, b); }
 CADYQ_INLINE F32 splat(float v) { return _mm512_set1_ps(v); }
 CADYQ_INLINE I32 rint32(F32 a) { return _mm512_cvtps_epi32(a); }
