@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cadyq.backbones import build_backbone
 from cadyq.config import Quantization
 from cadyq.errors import UnsupportedError
-from cadyq.functional.losses import attention_transfer, bit_loss
+from cadyq.functional.losses import attention_map, attention_transfer, bit_loss
 from cadyq.quant.context import Context, TileContext
 from cadyq.quant.convert import calibrate, convert, observe
 from cadyq.quant.layers import Conv2d
@@ -174,7 +174,14 @@ def test_losses_by_hand() -> None:
         m = (x**2).mean(1).flatten(1)
         return m / m.norm(dim=1, keepdim=True)
 
-    assert float(attention_transfer(a, b)) == pytest.approx(
+    assert float(attention_transfer(a, attention_map(b))) == pytest.approx(
         float(((attention(a) - attention(b)) ** 2).mean())
     )
-    assert float(attention_transfer(a, a * 3)) == pytest.approx(0, abs=1e-12)
+    assert float(attention_transfer(a, attention_map(a * 3))) == pytest.approx(0, abs=1e-12)
+    x = a.double().requires_grad_()
+    goal = attention(b.double())
+    written, composed = (
+        torch.autograd.grad(loss, x)[0]
+        for loss in (attention_transfer(x, goal), ((attention(x) - goal) ** 2).mean())
+    )
+    torch.testing.assert_close(written, composed)

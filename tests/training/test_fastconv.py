@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from cadyq.errors import ArgumentError
 from cadyq.training import fastconv
@@ -153,6 +156,36 @@ def test_results_do_not_depend_on_the_number_of_threads(name: str) -> None:
 
 
 @native
+@native
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    native = fastconv._native
+    x, weight = (
+        torch.randn(2, 32, 40, 40).contiguous(memory_format=torch.channels_last),
+        torch.randn(32, 32, 3, 3),
+    )
+    ours, childs = (torch.zeros(2, 32, 40, 40).contiguous(memory_format=torch.channels_last) for _ in "ab")
+
+    def run(to: Tensor) -> None:
+        native.conv_forward(x, weight, None, None, to, None, 0, 1.0, None, 1, 1, 2)
+
+    run(ours)  # the parent's threads exist from here on
+    child = os.fork()
+    if child == 0:  # nothing of torch's may run here: its threads are gone
+        run(childs)
+        os._exit(0 if ours.numpy().tobytes() == childs.numpy().tobytes() else 1)
+    for _ in range(300):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child waits for threads that do not exist")
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
 def test_gradient_reaches_a_computed_weight() -> None:
     w = torch.randn(16, 16, 3, 3, requires_grad=True)
     x = torch.randn(1, 16, 8, 8)
@@ -167,6 +200,19 @@ def test_nan_is_not_hidden() -> None:
     x = torch.zeros(1, 16, 8, 8)
     x[0, 3, 4, 4] = float("nan")
     assert fastconv.conv2d(x, torch.randn(16, 16, 3, 3), activation="relu").isnan().any()
+
+
+def test_a_layer_that_shuffles_equals_two_steps() -> None:
+    from cadyq.quant.layers import Conv2d, conv2d_implementation
+
+    layer, x = Conv2d(8, 16, 3), torch.randn(1, 8, 9, 9)
+    seen: list[torch.Size] = []
+    layer.register_forward_hook(lambda _m, _x, y: seen.append(y.shape))
+    expected = F.pixel_shuffle(layer(x), 2)
+    torch.testing.assert_close(layer.shuffled(x, 2), expected)
+    assert len(seen) == 2  # who listens sees the convolution's own result
+    with fastconv.use(), conv2d_implementation(fastconv.conv2d_like):
+        torch.testing.assert_close(layer.shuffled(x, 2), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_conv2d_like_routes_only_what_it_covers() -> None:
@@ -186,7 +232,10 @@ def test_conv2d_like_routes_only_what_it_covers() -> None:
     with fastconv.use():
         assert fastconv.enabled() == fastconv.available()
         for module in modules:
-            torch.testing.assert_close(fastconv.conv2d_like(module, x), module(x), rtol=1e-4, atol=1e-4)
+            expected = module(x)
+            torch.testing.assert_close(fastconv.conv2d_like(module, x), expected, rtol=1e-4, atol=1e-4)
+            shuffled = fastconv.conv2d_like(module, x, shuffle=2)
+            torch.testing.assert_close(shuffled, F.pixel_shuffle(expected, 2), rtol=1e-4, atol=1e-4)
         with fastconv.use(False):
             assert not fastconv.enabled()
     assert not fastconv.enabled()

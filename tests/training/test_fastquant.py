@@ -113,3 +113,34 @@ def test_shapes_are_checked() -> None:
         fastquant.mixture(**{**t, "chosen": torch.tensor([0])}, signed=True)
     with pytest.raises(ArgumentError, match="x is"):
         fastquant.mixture(**{**t, "x": torch.randn(4, 4)}, signed=True)
+
+
+@every_isa
+@pytest.mark.parametrize("shape", [(3, 20, 35, 9), (1, 64, 1, 2), (2, 5, 48, 48), (2, 3, 1, 1)])
+def test_deviation_is_that_of_float64(
+    shape: tuple[int, ...], isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CADYQ_ISA", isa)
+    generator = torch.Generator().manual_seed(5)
+    # Means far above the deviations: sums of squares alone would lose half of their digits.
+    x = (
+        torch.randn(shape, generator=generator) * 0.01
+        + torch.randn(shape[:2], generator=generator)[..., None, None] * 9
+    )
+    x = x.contiguous(memory_format=torch.channels_last)
+    expected = x.double().flatten(2).std(2) if shape[2] * shape[3] > 1 else torch.zeros(shape[:2]).double()
+    torch.testing.assert_close(fastquant.deviation(x).double(), expected, rtol=1e-5, atol=1e-9)
+    assert torch.equal(fastquant.deviation(torch.full(shape, 7.25)), torch.zeros(shape[:2]))
+
+
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_a_quantizer_is_the_same_with_and_without_gradients(needs_gradient: bool) -> None:
+    from cadyq.quant.pams import PAMS, mixture_implementation
+
+    quantizer, choice = PAMS(20, (4, 6, 8)), torch.tensor([0, 1, 2, 1])
+    x = make(torch.float32)["x"].detach().requires_grad_(needs_gradient)
+    with torch.set_grad_enabled(needs_gradient):
+        expected = quantizer(x, choice, None)
+        with mixture_implementation(fastquant.mixture):
+            found = quantizer(x, choice, None)
+    assert torch.equal(found, expected) and found.requires_grad == needs_gradient

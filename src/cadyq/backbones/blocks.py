@@ -110,7 +110,8 @@ class Upsampler(nn.Module):
         """(N, C, H, W) -> (N, C, scale H, scale W)."""
         stages = zip(self.sites, self.convs, self.acts, self.factors, strict=True)
         for site, conv, act, factor in stages:
-            x = act(nn.functional.pixel_shuffle(conv(site(x, ctx)), factor))
+            assert isinstance(conv, Conv2d)
+            x = act(conv.shuffled(site(x, ctx), factor))
         return x
 
 

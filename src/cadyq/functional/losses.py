@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-__all__ = ["attention_transfer", "bit_loss", "l1_gray_levels"]
+__all__ = ["attention_map", "attention_transfer", "bit_loss", "l1_gray_levels"]
 
 
 def l1_gray_levels(sr: Tensor, hr: Tensor) -> Tensor:
@@ -31,10 +33,27 @@ def bit_loss(bits: Sequence[Tensor], expected: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
-    """MSE between the L2-normalised spatial maps of the channel-mean of squares of two features (N, C, H, W)."""
+class _MeanSquare(torch.autograd.Function):
+    # What autograd makes of x.square().mean(1), in one pass each way: it would write two more copies of the feature.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        norm: Tensor = torch.linalg.vector_norm(x, dim=1)
+        return norm.square_().div_(x.shape[1])
 
-    def attention(x: Tensor) -> Tensor:
-        return torch.nn.functional.normalize(x.square().mean(1).flatten(1), dim=1)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        x: Tensor = ctx.saved_tensors[0]
+        return x * (grads[0] * (2 / x.shape[1])).unsqueeze(1)
 
-    return (attention(student) - attention(teacher)).square().mean()
+
+def attention_map(x: Tensor) -> Tensor:
+    """Where a feature (N, C, H, W) is strong: the channel-mean of squares, L2-normalised per element, (N, H * W)."""
+    mean_square: Tensor = _MeanSquare.apply(x)
+    return torch.nn.functional.normalize(mean_square.flatten(1), dim=1)
+
+
+def attention_transfer(student: Tensor, teacher_map: Tensor) -> Tensor:
+    """MSE between the `attention_map` of a feature (N, C, H, W) and that of the teacher's."""
+    return (attention_map(student) - teacher_map).square().mean()

@@ -7,7 +7,8 @@ they call ``ctx.run(block, x)`` for every block of tile-local work and ``site(x,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,9 +16,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Block", "Context", "SiteRecord", "TileContext", "image_gradient"]
+__all__ = ["Block", "Context", "SiteRecord", "TileContext", "deviation_implementation", "image_gradient"]
 
 LUMA = (0.299, 0.587, 0.114)
+
+
+def _torch_deviation(x: Tensor) -> Tensor:
+    if x.shape[2] * x.shape[3] == 1:
+        return x.new_zeros(x.shape[:2])
+    return x.flatten(2).std(2)
+
+
+_deviation: list[Callable[[Tensor], Tensor]] = [_torch_deviation]
+
+
+@contextmanager
+def deviation_implementation(implementation: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within the block, take the deviations (n, C) of unmasked features by ``implementation`` (training's kernels)."""
+    _deviation.append(implementation)
+    try:
+        yield
+    finally:
+        _deviation.pop()
 
 
 class Block(Protocol):
@@ -158,9 +178,7 @@ class Context:
             if bool((mask == 1).all()):
                 mask = None
         if mask is None:
-            if x.shape[2] * x.shape[3] == 1:
-                return x.new_zeros(x.shape[:2])
-            return x.flatten(2).std(2)
+            return _deviation[-1](x)
         count = mask.sum((2, 3))
         mean = (x * mask).sum((2, 3)) / count
         square = ((x - mean[:, :, None, None]) ** 2 * mask).sum((2, 3))

@@ -13,20 +13,22 @@ from cadyq.functional.quantize import quantize_weight
 
 __all__ = ["Conv2d", "ConvTranspose2d", "conv2d_implementation"]
 
-Implementation = Callable[["Conv2d", Tensor, Tensor], Tensor]
+Implementation = Callable[["Conv2d", Tensor, Tensor, int], Tensor]
 
 
-def _torch_conv(conv: Conv2d, x: Tensor, weight: Tensor) -> Tensor:
-    return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+def _torch_conv(conv: Conv2d, x: Tensor, weight: Tensor, factor: int) -> Tensor:
+    y = F.conv2d(x, weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return y if factor == 1 else F.pixel_shuffle(y, factor)
 
 
 _implementation: list[Implementation] = [_torch_conv]
 
 
 class conv2d_implementation:
-    """Context manager: compute all :class:`Conv2d` through ``implementation(conv, x, weight)``.
+    """Context manager: compute all :class:`Conv2d` through ``implementation(conv, x, weight, factor)``.
 
-    Training puts its native kernels in here; the layer itself knows only torch.
+    A PixelShuffle by ``factor`` follows (1: none). Training puts its native kernels in here; the layer itself knows
+    only torch.
     """
 
     def __init__(self, implementation: Implementation) -> None:
@@ -84,7 +86,13 @@ class Conv2d(nn.Conv2d):
         def __call__(self, x: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor) -> Tensor:
-        return _implementation[-1](self, x, self.effective_weight())
+        return _implementation[-1](self, x, self.effective_weight(), 1)
+
+    def shuffled(self, x: Tensor, factor: int) -> Tensor:
+        """The result after a PixelShuffle: in one pass where training's kernels are used, else seen by hooks as two."""
+        if _implementation[-1] is _torch_conv:
+            return F.pixel_shuffle(self(x), factor)
+        return _implementation[-1](self, x, self.effective_weight(), factor)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # ``in_scale`` is absent from float networks; take it over whenever a checkpoint has it.

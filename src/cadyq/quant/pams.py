@@ -20,7 +20,7 @@ _implementation: list[Mixture | None] = [None]
 
 @contextmanager
 def mixture_implementation(implementation: Mixture) -> Iterator[None]:
-    """Within the block, quantise through ``implementation`` (training's native kernels) where a gradient is wanted."""
+    """Within the block, quantise through ``implementation`` (training's native kernels), with and without gradients."""
     _implementation.append(implementation)
     try:
         yield
@@ -45,7 +45,7 @@ class PAMS(ActQuantizer):
     def forward(self, x: Tensor, choice: Tensor, probs: Tensor | None) -> Tensor:
         """As the base class; in training through the native kernel where one is installed."""
         native = _implementation[-1]
-        if native is None or not (torch.is_grad_enabled() and (x.requires_grad or self.clip.requires_grad)):
+        if native is None:
             return super().forward(x, choice, probs)
         if probs is None:
             probs = nn.functional.one_hot(choice, len(self.bits)).to(x.dtype)

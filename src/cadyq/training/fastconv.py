@@ -101,10 +101,11 @@ def conv2d(
     return out
 
 
-def conv2d_like(module: nn.Conv2d, x: Tensor, weight: Tensor | None = None) -> Tensor:
+def conv2d_like(module: nn.Conv2d, x: Tensor, weight: Tensor | None = None, shuffle: int = 1) -> Tensor:
     """Compute what ``module(x)`` does, by the native kernels where they are `enabled` and cover it.
 
-    ``weight`` replaces the module's own, for example by its fake-quantised values; gradients flow through it.
+    A PixelShuffle by ``shuffle`` follows. ``weight`` replaces the module's own, for example by its fake-quantised
+    values; gradients flow through it.
     """
     w = module.weight if weight is None else weight
     k = module.kernel_size[0]
@@ -116,11 +117,12 @@ def conv2d_like(module: nn.Conv2d, x: Tensor, weight: Tensor | None = None) -> T
         and module.padding in ((k // 2, k // 2), "same")
     )
     if plain and k in (1, 3) and enabled():
-        return conv2d(x, w, module.bias, groups=module.groups)
+        return conv2d(x, w, module.bias, shuffle=shuffle, groups=module.groups)
     if plain and k > 3 and module.groups == 1 and module.out_channels * k <= 32 and enabled():
-        return _by_rows(x, w, module.bias)
-    out: Tensor = module._conv_forward(x, w, module.bias)
-    return out
+        out = _by_rows(x, w, module.bias)
+    else:
+        out = module._conv_forward(x, w, module.bias)
+    return out if shuffle == 1 else F.pixel_shuffle(out, shuffle)
 
 
 def _by_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -22,7 +22,23 @@ from cadyq.training.fastconv import _empty, _pixels
 
 _native: Any = load_native("_train_conv")
 
-__all__ = ["mixture"]
+__all__ = ["deviation", "mixture"]
+
+
+def deviation(x: Tensor) -> Tensor:
+    """Unbiased standard deviation of every channel of ``x`` (N, C, H, W) over its pixels, without history: (N, C).
+
+    torch's own takes eight times as long where channels are adjacent; the results differ in their last bits. One pixel
+    has 0.
+    """
+    x = x.detach()
+    if x.shape[2] * x.shape[3] == 1:
+        return x.new_zeros(x.shape[:2])
+    if not _is_native(x):
+        return x.flatten(2).std(2)
+    result = torch.empty(x.shape[:2])
+    _native.deviation(_pixels(x), result, torch.get_num_threads())
+    return result
 
 
 def mixture(

@@ -68,6 +68,8 @@ struct MixtureKernels {
   // dx (N,C,H,W), dprob (N,K), dclip (K) from dy and prob (N,K)
   bool (*backward)(const Mixture&, const Image& x, const Image& dy, const float* prob, const Image& dx, float* dprob,
                    float* dclip, const Runtime&);
+  // Unbiased standard deviation of every sample's channels (N, C), 0 where there is one pixel; `m` needs its extents only.
+  bool (*deviation)(const Mixture& m, const Image& x, float* result, const Runtime&);
 };
 
 struct Kernels {

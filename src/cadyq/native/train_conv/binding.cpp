@@ -190,6 +190,17 @@ void mixture_backward(Pixels x, Flat scale, Flat clip, Flat levels, Flat prob, b
   });
 }
 
+void deviation(Pixels x, Flat result, int n_threads, const std::string& isa) {
+  const MixtureKernels& k = *select(isa).mixture;
+  require(x.size() > 0, "x is empty");
+  Mixture m{};
+  m.n = static_cast<int64_t>(x.shape(0)), m.c = static_cast<int>(x.shape(1));
+  m.h = static_cast<int64_t>(x.shape(2)), m.w = static_cast<int64_t>(x.shape(3));
+  require(static_cast<int64_t>(result.size()) == m.n * m.c, "result is not (N, C)");
+  Image xi = image(x, "x", m.n, m.c, m.h, m.w);
+  compute(n_threads, [&](const Runtime& rt) { return k.deviation(m, xi, result.data(), rt); });
+}
+
 }  // namespace
 
 // An uninitialised channels-last image batch whose memory is kept for later when it is dropped.
@@ -224,4 +235,5 @@ NB_MODULE(_train_conv, m) {
   m.def("mixture_backward", &mixture_backward, nb::arg("x").noconvert(), nb::arg("scale").noconvert(), nb::arg("clip").noconvert(), nb::arg("levels").noconvert(),
         nb::arg("prob").noconvert(), nb::arg("is_signed"), nb::arg("dy").noconvert(), nb::arg("dx").noconvert(), nb::arg("dprob").noconvert(), nb::arg("dclip").noconvert(),
         nb::arg("n_threads"), nb::arg("isa") = "");
+  m.def("deviation", &deviation, nb::arg("x").noconvert(), nb::arg("result").noconvert(), nb::arg("n_threads"), nb::arg("isa") = "");
 }

@@ -1,6 +1,8 @@
 // The candidate mixture of one instruction set (CADYQ_ISA); compiled once for each, without fused multiply-adds.
 //   u = clip(x / s, lo * a, a) / a,   lo = -1 signed, 0 unsigned
 //   Q(x) = round_half_even(u * q) / q * a * s
+#include <cmath>
+
 #include "layout.h"
 
 namespace {
@@ -114,6 +116,47 @@ bool backward(const Mixture& m, const Image& x, const Image& dy, const float* pr
   return true;
 }
 
+// Sums of differences to the sample's first pixel: they are small where the deviation is, so that nothing cancels.
+bool deviation(const Mixture& m, const Image& x, float* result, const Runtime& rt) {
+  const int64_t parts = n_parts(m), width = round_up(m.c, kWidth);
+  float* sums = rt.scratch(rt.self, -1, static_cast<size_t>(m.n * parts * 2 * width));
+  if (!sums) return false;
+  parallel(rt, m.n * parts, [&](int64_t item, int) {
+    const int64_t n = item / parts, part = item % parts;
+    const float* sample = x.data + n * x.stride_n;
+    for (int c = 0; c < m.c; c += kWidth) {
+      const int count = static_cast<int>(min64(kWidth, m.c - c));
+      const Vec origin = load_n(sample + c, count);
+      Vec sum{}, squares{};
+      for (int64_t row = first_row(m.h, part, parts); row < first_row(m.h, part + 1, parts); ++row) {
+        Vec s{}, q{};  // one row of pixels at a time, to keep sums short
+        for (int64_t col = 0; col < m.w; ++col) {
+          const Vec d = load_n(sample + row * x.stride_h + col * x.stride_w + c, count) - origin;
+          s += d;
+          q += d * d;
+        }
+        sum += s;
+        squares += q;
+      }
+      store(sums + item * 2 * width + c, sum);
+      store(sums + item * 2 * width + width + c, squares);
+    }
+  });
+  const double pixels = static_cast<double>(m.h) * static_cast<double>(m.w);
+  for (int64_t n = 0; n < m.n; ++n)
+    for (int c = 0; c < m.c; ++c) {
+      double s = 0, q = 0;
+      for (int64_t part = 0; part < parts; ++part) {
+        const float* from = sums + (n * parts + part) * 2 * width + c;
+        s += from[0];
+        q += from[width];
+      }
+      const double spread = q - s * s / pixels;
+      result[n * m.c + c] = pixels > 1 && !(spread < 0) ? static_cast<float>(std::sqrt(spread / (pixels - 1))) : 0.0f;
+    }
+  return true;
+}
+
 }  // namespace
 
 #define CADYQ_JOIN_(a, b) a##b
@@ -121,5 +164,5 @@ bool backward(const Mixture& m, const Image& x, const Image& dy, const float* pr
 
 namespace cadyq {
 extern const MixtureKernels CADYQ_JOIN(mixture_kernels_, CADYQ_ISA);
-const MixtureKernels CADYQ_JOIN(mixture_kernels_, CADYQ_ISA) = {forward, backward};
+const MixtureKernels CADYQ_JOIN(mixture_kernels_, CADYQ_ISA) = {forward, backward, deviation};
 }  // namespace cadyq

@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #endif
 #if !defined(_WIN32)
+#include <dlfcn.h>
 #include <unistd.h>
 #endif
 
@@ -17,6 +18,21 @@ namespace cadyq {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
+
+// The threads of the OpenMP runtime that torch works with, where there is one: after each of torch's operations they wait
+// for the next one without sleeping, and would hold the cores against threads of our own (a third of a step's time).
+using Team = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+#if !defined(_WIN32)
+const pid_t kLoadedBy = getpid();
+
+Team team() {
+  static const Team found = reinterpret_cast<Team>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return getpid() == kLoadedBy ? found : nullptr;  // a forked child has none of the runtime's threads
+}
+#else
+Team team() { return nullptr; }
+#endif
 
 // Memory that only grows. On huge pages where the system has them: the kernels walk dozens of planes at once.
 class Buffer {
@@ -50,7 +66,7 @@ class Pool {
   void resize(int n_threads) {
     n_threads_ = n_threads;
     while (static_cast<int>(buffers_.size()) < n_threads + 1) buffers_.emplace_back();
-    while (static_cast<int>(threads_.size()) < n_threads - 1) {
+    while (!team() && static_cast<int>(threads_.size()) < n_threads - 1) {
       int worker = static_cast<int>(threads_.size()) + 1;
       threads_.emplace_back([this, worker] { work(worker); });
       // Never joined: at exit the process may already have ended the threads of a library being unloaded.
@@ -63,6 +79,21 @@ class Pool {
     next_ = 0;
     if (helpers <= 0) {
       for (int64_t i = 0; i < n_items; ++i) fn(ctx, i, 0);
+      return;
+    }
+    if (Team team_run = team()) {
+      struct Work {
+        Pool* pool;
+        void (*fn)(void*, int64_t, int);
+        void* ctx;
+        int64_t n_items;
+        std::atomic<int> workers{0};
+      } work{this, fn, ctx, n_items};
+      auto join = [](void* p) {
+        Work& w = *static_cast<Work*>(p);
+        w.pool->drain(w.fn, w.ctx, w.n_items, w.workers.fetch_add(1));
+      };
+      team_run(join, &work, static_cast<unsigned>(helpers + 1), 0);
       return;
     }
     {

@@ -1,4 +1,4 @@
-// A pool of sleeping threads and the scratch memory of the kernels.
+// Threads (those of the OpenMP runtime that torch brings, or our own) and the scratch memory of the kernels.
 #pragma once
 #include <memory>
 #include <mutex>
