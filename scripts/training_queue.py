@@ -123,6 +123,14 @@ def _x2(network: str) -> Iterator[Row]:
     yield _dynamic(network, "cadyq", ("S2",))
 
 
+def _reseeded(row: Row, seed: int) -> Row:
+    parent = f"{row.parent}-seed{seed}" if row.taught else row.parent
+    recipe = {**row.recipe, "seed": seed}
+    return dataclasses.replace(
+        row, name=f"{row.name}-seed{seed}", serves=("comparison",), parent=parent, recipe=recipe
+    )
+
+
 def rows() -> list[Row]:
     """All networks, in the order in which they are worth having; a parent comes before its children."""
     fully = {"quantizer": "lsq", "skips": True, "edges": "integer"}
@@ -140,9 +148,13 @@ def rows() -> list[Row]:
         result += _linq(network)
     for inputs in ("gradient", "gradient+layer", "channel"):
         result += [_dynamic("idn-x4", f"cadyq-{inputs.replace('+', '-')}", ("B.1",), selector_inputs=inputs)]
-    for bits in (4, 6):
-        result += [_static("srresnet-x4", f"pams{bits}", ("comparison",), bits=(bits,))]
-    result += [_static("srresnet-x4", "daq4", ("comparison",), quantizer="daq", bits=(4,))]
+    # One backbone is cheap enough for all methods and for seeds, the other has selectors of all kinds.
+    for network in ("idn-x4", "srresnet-x4"):
+        for bits in (4, 6):
+            result += [_static(network, f"pams{bits}", ("comparison",), bits=(bits,))]
+        result += [_static(network, "daq4", ("comparison",), quantizer="daq", bits=(4,))]
+    seeded = [row for row in result if row.name in {"idn-x4-pams8", "idn-x4-pams4", "idn-x4-cadyq"}]
+    result += [_reseeded(row, seed) for seed in (1, 2) for row in seeded]
     for network in ("carn-x2", "edsr-x2", "srresnet-x2"):
         result += _x2(network)
     return result

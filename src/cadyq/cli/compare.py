@@ -28,12 +28,12 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from cadyq.errors import ArgumentError
-    from cadyq.report.comparison import comparison, subjects
+    from cadyq.report.comparison import comparison, contestants
     from cadyq.report.reproduce import page, provenance
     from cadyq.report.table import write_table
 
     made = bench(options)
-    if not subjects(made, options.backbone, options.scale):
+    if not contestants(made, options.backbone, options.scale):
         known = sorted({f"{n.backbone} x{n.scale}" for n in made.networks})
         raise ArgumentError(
             "backbone", f"{options.backbone} x{options.scale}", f"one of {', '.join(known)}", "see --models"

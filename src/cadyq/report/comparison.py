@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ from numpy.typing import NDArray
 
 from cadyq.data.sets import load_pairs
 from cadyq.errors import CadyqError, DataError
-from cadyq.evaluate import Evaluation, compare
+from cadyq.evaluate import Evaluation, Row, compare
 from cadyq.report.bench import Bench, figures_of
 from cadyq.report.lab import Request, data_facts
 from cadyq.report.networks import Network
@@ -21,7 +24,7 @@ from cadyq.report.table import Column, Table
 from cadyq.report.timing import cpu_name
 from cadyq.report.variants import Subject, fitted_for
 
-__all__ = ["comparison", "pareto", "subjects"]
+__all__ = ["Contestant", "comparison", "contestants", "pareto"]
 
 _NAMES = {
     "FP32": "float",
@@ -38,8 +41,19 @@ _LOOKUPS = {
 _TIMED = (270, 480)
 
 
-def subjects(bench: Bench, backbone: str, scale: int) -> list[tuple[str, Subject]]:
-    """What is compared: every network of the backbone for bicubic pictures, and variants of its CADyQ network."""
+@dataclass(frozen=True)
+class Contestant:
+    """A method: its label, and one subject per seed that it was trained with."""
+
+    label: str
+    subjects: tuple[Subject, ...]
+
+
+def contestants(bench: Bench, backbone: str, scale: int) -> list[Contestant]:
+    """What is compared: every network of the backbone for bicubic pictures, and variants of its CADyQ network.
+
+    Networks that differ in nothing but their seed are one contestant.
+    """
     own = [
         n
         for n in bench.networks
@@ -47,19 +61,23 @@ def subjects(bench: Bench, backbone: str, scale: int) -> list[tuple[str, Subject
     ]
     order = list(_NAMES)
     own.sort(key=lambda n: (order.index(n.method) if n.method in order else len(order), n.method, n.name))
-    result = []
+    groups: dict[str, list[Network]] = {}
     for network in own:
-        label = _NAMES.get(network.method, network.method)
-        alike = [n for n in own if n.method == network.method]
-        if len(alike) > 1:
-            label += f" (seed {network.seed})" if network.seed is not None else f" ({network.name})"
-        result.append((label, bench.subject(network)))
+        alone = network.name if network.seed is None else ""
+        kind = json.dumps([network.method, network.steps, dict(network.conversion), alone], sort_keys=True)
+        groups.setdefault(kind, []).append(network)
+    methods = [group[0].method for group in groups.values()]
+    result = []
+    for group in groups.values():
+        method, name = group[0].method, group[0].name
+        label = _NAMES.get(method, method) + (f" ({name})" if methods.count(method) > 1 else "")
+        result.append(Contestant(label, tuple(bench.subject(network) for network in group)))
     dynamic = bench.find(backbone, scale, "CADyQ")
     if dynamic is not None:
         for bits in (b for b in dynamic.bits if b):
-            result.append((f"static {bits}, CADyQ's weights", bench.subject(dynamic, bits=bits)))
+            result.append(Contestant(f"static {bits}, CADyQ's weights", (bench.subject(dynamic, bits=bits),)))
         result += [
-            (label, bench.subject(dynamic, variant=variant))
+            Contestant(label, (bench.subject(dynamic, variant=variant),))
             for variant, label in _LOOKUPS.items()
             if _is_fitted(bench, dynamic, variant)
         ]
@@ -79,32 +97,39 @@ def comparison(bench: Bench, backbone: str, scale: int, data: str) -> Table:
     Raises:
         DataError: the data set is missing.
     """
-    found: list[tuple[str, Subject, Evaluation]] = []
+    found: list[tuple[Contestant, list[Evaluation]]] = []
     rows: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
-    for label, subject in subjects(bench, backbone, scale):
-        evaluation, status = bench.measure(Request(subject, data))
-        if evaluation is None:
-            failed.append({"model": label, **subject.network.facts(), "status": status})
-        else:
-            found.append((label, subject, evaluation))
+    for contestant in contestants(bench, backbone, scale):
+        evaluations = []
+        for subject in contestant.subjects:
+            evaluation, status = bench.measure(Request(subject, data))
+            if evaluation is None:
+                failed.append({"model": contestant.label, **subject.network.facts(), "status": status})
+            else:
+                evaluations.append(evaluation)
+        if evaluations:
+            found.append((contestant, evaluations))
     title = f"{backbone} x{scale} on {data_facts(bench.lab, data)['dataset']}: one protocol for all"
     if bench.lab.is_planning:
         return Table("comparison", title, [], [])
-    times = _times([(label, subject) for label, subject, _ in found], bench)
-    reference = found[0][2] if found else None
-    for label, subject, evaluation in found:
+    times = _times([(contestant.label, contestant.subjects[0]) for contestant, _ in found], bench)
+    reference = _over_seeds(found[0][1]) if found else []
+    for contestant, evaluations in found:
+        each = [evaluation.summary.psnr_db for evaluation in evaluations]
         row: dict[str, Any] = {
-            "model": label,
-            **subject.network.facts(),
-            "seed": subject.network.seed,
+            "model": contestant.label,
+            **contestant.subjects[0].network.facts(),
+            "seeds": len(each),
+            "deviation_db": statistics.stdev(each) if len(each) > 1 else None,
             "dataset": data,
-            **figures_of(evaluation),
-            "ms": times[label],
+            **_means([figures_of(evaluation) for evaluation in evaluations]),
+            "n_images": evaluations[0].summary.n_images,
+            "ms": times[contestant.label],
             "status": "measured",
         }
-        if reference is not None and evaluation is not reference:
-            d = compare(evaluation.rows, reference.rows)
+        if evaluations is not found[0][1]:
+            d = compare(_over_seeds(evaluations), reference)
             row |= {"against_db": d.mean, "low_db": d.low, "high_db": d.high}
             row["interval_db"] = f"{d.low:+.3f} to {d.high:+.3f}"
         rows.append(row)
@@ -113,7 +138,7 @@ def comparison(bench: Bench, backbone: str, scale: int, data: str) -> Table:
         for row, is_best in zip(rows, front, strict=True):
             row[flag] = is_best
     files = _plot(bench, rows, data) if rows else []
-    first = found[0][0] if found else "the first row"
+    first = found[0][0].label if found else "the first row"
     columns = (
         Column("model", "Method"),
         Column("fqr", "FQR"),
@@ -122,6 +147,8 @@ def comparison(bench: Bench, backbone: str, scale: int, data: str) -> Table:
         Column("ssim", "SSIM", 4),
         Column("against_db", f"dB over {first}", 3),
         Column("interval_db", "95 % interval"),
+        Column("seeds", "Seeds"),
+        Column("deviation_db", "deviation over seeds, dB", 3),
         Column("ms", "ms", 1),
         Column("runtime", "on"),
         Column("front_bitops", "front, BitOPs"),
@@ -131,16 +158,14 @@ def comparison(bench: Bench, backbone: str, scale: int, data: str) -> Table:
         Column("status", "Status"),
     )
     notes = [
-        "Intervals: paired bootstrap over pictures. BitOPs: body, mean per picture. Front: no other row is "
-        "both cheaper "
-        "and better.",
+        "Intervals: paired bootstrap over pictures, each one's mean over seeds. BitOPs: body, mean per picture. Front: "
+        "no other row is both cheaper and better.",
         f"ms: {_TIMED[1]}x{_TIMED[0]} LR pixels, median of {_repeats(bench)} interleaved runs, "
         f"{bench.lab.threads or 'all'} threads, {cpu_name()}; the integer engine where the network has a plan, else a "
         "simulation on torch, whose time says nothing about a chip.",
-        "Rows named after successors are their ideas as a selector on CADyQ's own weights, fitted on the "
-        "same measurement "
-        "and to the same mean bits on training tiles; they are not those papers' networks.",
-        *_seeds(rows),
+        "Rows named after successors are their ideas as a selector on CADyQ's own weights, fitted on the same "
+        "measurement and to the same mean bits on training tiles; they are not those papers' networks.",
+        _seeds(rows),
     ]
     return Table("comparison", title, columns, [*rows, *failed], notes, [], files)
 
@@ -153,21 +178,29 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
     ]
 
 
-def _seeds(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Mean and spread of methods that were trained with several seeds."""
-    groups: dict[str, list[float]] = {}
-    for row in rows:
-        if "(seed " in row["model"]:
-            groups.setdefault(row["model"].split(" (seed")[0], []).append(row["psnr_db"])
-    result = [
-        f"{method}: {len(values)} seeds, {statistics.mean(values):.3f} dB on average, deviation "
-        f"{statistics.stdev(values):.3f} dB."
-        for method, values in groups.items()
-        if len(values) > 1
+def _over_seeds(evaluations: Sequence[Evaluation]) -> list[Row]:
+    """Rows of the first one, with each picture's mean PSNR over all."""
+    return [
+        dataclasses.replace(same[0], psnr_db=statistics.fmean(row.psnr_db for row in same))
+        for same in zip(*(evaluation.rows for evaluation in evaluations), strict=True)
     ]
-    return result or [
-        "One seed each: differences below what another seed would change are not settled by this table."
-    ]
+
+
+def _means(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    first = figures[0]
+    return {
+        key: first[key] if len(figures) == 1 else statistics.fmean(f[key] for f in figures) for key in first
+    }
+
+
+def _seeds(rows: Sequence[dict[str, Any]]) -> str:
+    single = [row["model"] for row in rows if row["seeds"] == 1 and row["fqr"] < 32]
+    if not single:
+        return "Deviations over seeds are of the mean PSNR."
+    return (
+        f"One seed alone: {', '.join(single)}. What differs by less than another seed would change is not settled "
+        "for them."
+    )
 
 
 def _repeats(bench: Bench) -> int:

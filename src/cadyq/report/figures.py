@@ -200,7 +200,7 @@ def _trade_row(network: Network, knob: str, value: Any, found: Any, status: str)
 
 
 def _plot_s2(bench: Bench, rows: Sequence[dict[str, Any]]) -> list[str]:
-    with figure(3.6, 2.9) as (made, axes):
+    with figure(5.2, 2.9) as (made, axes):
         curves: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in rows:
             curves.setdefault((row["model"], row["knob"]), []).append(row)
@@ -216,7 +216,7 @@ def _plot_s2(bench: Bench, rows: Sequence[dict[str, Any]]) -> list[str]:
         axes.set_xlabel("FQR (mean bits)")
         axes.set_ylabel("PSNR on Urban100 (dB)")
         axes.margins(0.08)
-        axes.legend(loc="lower right")
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
         return save(made, bench.folder, "figS2")
 
 
