@@ -28,7 +28,7 @@ __all__ = ["deviation", "mixture"]
 def deviation(x: Tensor) -> Tensor:
     """Unbiased standard deviation of every channel of ``x`` (N, C, H, W) over its pixels, without history: (N, C).
 
-    torch's own takes eight times as long where channels are adjacent; the results differ in their last bits. One pixel
+    torch's own is slow where channels are adjacent; the results differ in their last bits. One pixel
     has 0.
     """
     x = x.detach()
