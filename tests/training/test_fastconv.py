@@ -156,7 +156,6 @@ def test_results_do_not_depend_on_the_number_of_threads(name: str) -> None:
 
 
 @native
-@native
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_has_threads_of_its_own() -> None:
     native = fastconv._native
@@ -186,6 +185,7 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
     assert os.waitstatus_to_exitcode(status) == 0
 
 
+@native
 def test_gradient_reaches_a_computed_weight() -> None:
     w = torch.randn(16, 16, 3, 3, requires_grad=True)
     x = torch.randn(1, 16, 8, 8)

@@ -16,18 +16,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Block", "Context", "SiteRecord", "TileContext", "deviation_implementation", "image_gradient"]
+__all__ = [
+    "Block",
+    "Context",
+    "SiteRecord",
+    "TileContext",
+    "channel_deviation",
+    "deviation_implementation",
+    "image_gradient",
+]
 
 LUMA = (0.299, 0.587, 0.114)
 
 
-def _torch_deviation(x: Tensor) -> Tensor:
+def channel_deviation(x: Tensor) -> Tensor:
+    """Unbiased standard deviation per element and channel of ``x`` (n, C, H, W): (n, C), 0 where there is one pixel."""
     if x.shape[2] * x.shape[3] == 1:
         return x.new_zeros(x.shape[:2])
     return x.flatten(2).std(2)
 
 
-_deviation: list[Callable[[Tensor], Tensor]] = [_torch_deviation]
+_deviation: list[Callable[[Tensor], Tensor]] = [channel_deviation]
 
 
 @contextmanager

@@ -16,9 +16,9 @@ __all__ = ["Conv2d", "ConvTranspose2d", "conv2d_implementation"]
 Implementation = Callable[["Conv2d", Tensor, Tensor, int], Tensor]
 
 
-def _torch_conv(conv: Conv2d, x: Tensor, weight: Tensor, factor: int) -> Tensor:
-    y = F.conv2d(x, weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-    return y if factor == 1 else F.pixel_shuffle(y, factor)
+def _torch_conv(conv: Conv2d, x: Tensor, weight: Tensor, _factor: int) -> Tensor:
+    # The factor is 1: a PixelShuffle is a step of its own here, which hooks and traces see (`Conv2d.shuffled`).
+    return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 _implementation: list[Implementation] = [_torch_conv]

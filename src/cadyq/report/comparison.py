@@ -187,10 +187,7 @@ def _over_seeds(evaluations: Sequence[Evaluation]) -> list[Row]:
 
 
 def _means(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    first = figures[0]
-    return {
-        key: first[key] if len(figures) == 1 else statistics.fmean(f[key] for f in figures) for key in first
-    }
+    return {key: statistics.fmean(each[key] for each in figures) for key in figures[0]}
 
 
 def _seeds(rows: Sequence[dict[str, Any]]) -> str:

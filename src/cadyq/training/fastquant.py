@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from cadyq.errors import ArgumentError
 from cadyq.native import load_native
+from cadyq.quant.context import channel_deviation
 from cadyq.training.fastconv import _empty, _pixels
 
 _native: Any = load_native("_train_conv")
@@ -26,16 +27,13 @@ __all__ = ["deviation", "mixture"]
 
 
 def deviation(x: Tensor) -> Tensor:
-    """Unbiased standard deviation of every channel of ``x`` (N, C, H, W) over its pixels, without history: (N, C).
+    """Compute `cadyq.quant.context.channel_deviation` of ``x`` without history, natively where that is covered.
 
-    torch's own is slow where channels are adjacent; the results differ in their last bits. One pixel
-    has 0.
+    torch's own is slow where channels are adjacent; the results differ in their last bits.
     """
     x = x.detach()
-    if x.shape[2] * x.shape[3] == 1:
-        return x.new_zeros(x.shape[:2])
     if not _is_native(x):
-        return x.flatten(2).std(2)
+        return channel_deviation(x)
     result = torch.empty(x.shape[:2])
     _native.deviation(_pixels(x), result, torch.get_num_threads())
     return result
