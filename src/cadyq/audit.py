@@ -19,7 +19,6 @@ from cadyq.upscale import ImageLike, Mode, Model, Progress
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from cadyq.quant.layers import Conv2d
     from cadyq.quant.site import Site
 
 __all__ = ["Audit", "AuditRow", "audit"]
@@ -128,7 +127,7 @@ def _watched(network: nn.Module) -> Iterator[list[AuditRow]]:
         for site in before.values():
             stack.callback(site.register_forward_hook(partial(_listen, said)).remove)
         for name, conv in network.named_modules():
-            if not isinstance(conv, nn.Conv2d):
+            if not isinstance(conv, nn.Conv2d | nn.ConvTranspose2d):
                 continue
             found = before.get(id(conv))
             scaled = getattr(conv, "in_scale", None) is not None
@@ -150,7 +149,7 @@ def _listen(said: dict[str, Tensor], site: Site, args: tuple[Any, ...], output: 
 
 
 def _look(
-    said: dict[str, Tensor], row: AuditRow, claims: bool, conv: Conv2d, args: tuple[Tensor, ...]
+    said: dict[str, Tensor], row: AuditRow, claims: bool, conv: nn.Module, args: tuple[Tensor, ...]
 ) -> None:
     x = args[0]
     bits = said.pop(row.site, None)

@@ -303,9 +303,7 @@ class _Calibration:
             # Head and tail cut nothing off that was seen: a color that is rare here may fill another picture
             # (CARN-M: clips of least squared error cost up to 5 dB on such pictures).
             if isinstance(site.quantizer, PAMS):
-                scale = site.quantizer.channel_scale
-                largest = stats[site.name].channel_max / (1 if scale is None else scale)
-                site.quantizer.clip.fill_(EDGE_HEADROOM * float(largest.max().clamp_min(1e-6)))
+                site.quantizer.clip.mul_(EDGE_HEADROOM)
         if isinstance(network, Graph):
             network.share_grids()
         return network

@@ -59,14 +59,11 @@ class Unit(nn.Module):
         (c_in, c_out), kernel, level, site = op["channels"], op["kernel"], op["level"], op["site"]
         kind, nonneg, bits, stored = site["kind"], site["nonneg"], site["bits"], site["grid"] is not None
         if op["op"] == "conv":
-            conv = Conv2d(c_in, c_out, kernel, groups=op["groups"], bias=op["bias"])
-            self.conv = conv
-            self.site = Site(conv, kind, nonneg=nonneg, pixels=level**2, bits=bits, on_stream=stored)
+            self.conv = Conv2d(c_in, c_out, kernel, groups=op["groups"], bias=op["bias"])
         else:
             stride, padding = op["stride"], op["padding"]
             self.conv = ConvTranspose2d(c_in, c_out, kernel, stride, padding=padding, bias=op["bias"])
-            self.site = Site(None, kind, channels=c_in, nonneg=nonneg, bits=bits, on_stream=stored)
-            self.site.macs_per_pixel = float(c_in * c_out * kernel**2 * level**2)
+        self.site = Site(self.conv, kind, nonneg=nonneg, pixels=level**2, bits=bits, on_stream=stored)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """(n, C, H, W) -> (n, C_out, H, W), or ``stride`` times larger."""

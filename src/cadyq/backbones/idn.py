@@ -115,7 +115,7 @@ class IDN(Backbone):
         self.luma = luma
         colors = 1 if luma else 3
         self.head1 = Conv2d(colors, channels, 3)
-        self.head1_site = Site(self.head1, "fixed")
+        self.head1_site = Site(self.head1, "fixed", nonneg=True)
         self.head2 = Conv2d(channels, channels, 3)
         self.head2_site = Site(self.head2, "fixed")
         self.body = nn.ModuleList(DBlock(channels, d, s) for _ in range(n_blocks))
@@ -123,8 +123,7 @@ class IDN(Backbone):
         # What is cut off at the top and left was found by aligning the authors' weights at all three scales:
         # one pixel more or less costs several dB. The rest falls off at the bottom and right.
         self.up = ConvTranspose2d(channels, colors, 17, scale, padding=9 - scale)
-        self.up_site = Site(None, "edge", channels=channels, on_stream=True)
-        self.up_site.macs_per_pixel = float(channels * colors * 17**2)
+        self.up_site = Site(self.up, "edge", on_stream=True)
         self._finish()
 
     def _forward(self, lr: Tensor, ctx: Context) -> Tensor:

@@ -17,7 +17,7 @@ from cadyq.functional.exit import ExitRule
 from cadyq.io.checkpoints import load_checkpoint, save_checkpoint
 from cadyq.io.shipped import model_path
 from cadyq.quant.convert import convert
-from cadyq.quant.layers import Conv2d
+from cadyq.quant.layers import Conv2d, ConvTranspose2d
 from cadyq.quant.site import sites_of
 
 __all__ = ["LoadedModel", "load_model", "save_model"]
@@ -67,7 +67,9 @@ def save_model(
     """
     tensors: dict[str, NDArray[Any]] = {}
     packed = {
-        f"{name}.weight": m for name, m in network.named_modules() if isinstance(m, Conv2d) and m.weight_bits
+        f"{name}.weight": m
+        for name, m in network.named_modules()
+        if isinstance(m, Conv2d | ConvTranspose2d) and m.weight_bits
     }
     for name, value in network.state_dict().items():
         conv = packed.get(name)
@@ -122,22 +124,25 @@ def load_model(model: str | os.PathLike[str]) -> LoadedModel:
     return LoadedModel(network.eval(), quantization, rule, metadata, budgets)
 
 
-def _pack(conv: Conv2d) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def _pack(conv: Conv2d | ConvTranspose2d) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Codes (C_out, C_in / groups, F, F) and the largest magnitude per output channel."""
     assert conv.weight_bits is not None
     with torch.no_grad():
-        weight = conv.weight * conv.weight_scale() if conv.in_scale is not None else conv.weight
-        dims = (1, 2, 3) if conv.per_channel else (0, 1, 2, 3)
+        weight = conv.scaled_weight().float()
+        per_tensor = isinstance(conv, Conv2d) and not conv.per_channel
+        dims = (0, 1, 2, 3) if per_tensor else (1, 2, 3)
         largest = weight.abs().amax(dims, keepdim=True).clamp_min(1e-30)
         q = 2 ** (conv.weight_bits - 1) - 1
         codes = torch.round(weight * q / largest)
     return codes.to(torch.int8).numpy(), largest.numpy()
 
 
-def _unpack(conv: Conv2d, codes: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+def _unpack(conv: Conv2d | ConvTranspose2d, codes: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
     assert conv.weight_bits is not None
     weight: torch.Tensor = codes.float() * largest / (2 ** (conv.weight_bits - 1) - 1)
-    return weight / conv.weight_scale() if conv.in_scale is not None else weight
+    if conv.in_scale is not None:
+        weight = weight / conv.weight_scale()
+    return weight if isinstance(conv, Conv2d) else weight.transpose(0, 1)
 
 
 def _grids(network: Backbone) -> dict[str, float]:
@@ -150,7 +155,10 @@ def _fill(network: Backbone, tensors: Mapping[str, NDArray[Any]]) -> None:
         step = state.pop(f"{site.name}.grid", None)
         if step is not None:
             site.set_grid(float(step))
-    convs = {name: m for name, m in network.named_modules() if isinstance(m, Conv2d)}
+        conv, scales = site.conv, f"{site.name}.quantizer.channel_scale"
+        if isinstance(conv, ConvTranspose2d) and site.quantizer is not None and scales not in state:
+            site.quantizer.channel_scale = conv.in_scale = None  # written before deconvolutions had scales
+    convs = {name: m for name, m in network.named_modules() if isinstance(m, Conv2d | ConvTranspose2d)}
     for name, conv in convs.items():
         scale = state.get(f"{name}.in_scale")
         if scale is not None:

@@ -88,9 +88,7 @@ def conv_kernel(conv: Conv2d) -> Kernel:
         raise UnsupportedError(
             f"{conv} has no integer form; expected stride 1, an odd square kernel k, zero padding k // 2"
         )
-    weight = conv.weight.double().cpu()
-    if conv.in_scale is not None:
-        weight = weight * conv.weight_scale().double().cpu()
+    weight = conv.scaled_weight().cpu()
     if conv.per_channel:
         codes, step = _codes(weight, conv.weight_bits, "a convolution")
     else:
@@ -108,7 +106,7 @@ def deconv_kernel(conv: ConvTranspose2d) -> Kernel:
     square = conv.kernel_size == (size, size) and conv.stride == (s, s) and conv.padding == (pad, pad)
     if not square or conv.groups != 1 or conv.dilation != (1, 1) or not 1 <= s <= 8:
         raise UnsupportedError(f"{conv} has no integer form; expected equal sides, no groups, no dilation")
-    codes, step = _codes(conv.weight.double().cpu().transpose(0, 1), conv.weight_bits, "a deconvolution")
+    codes, step = _codes(conv.scaled_weight().cpu(), conv.weight_bits, "a deconvolution")
     c_out, c_in = codes.shape[:2]
     # Output s y + r is the sum over j of w[s j + r + pad] x[y - j].
     taps = [(r, j, s * j + r + pad) for r in range(s) for j in range(-size, size)]

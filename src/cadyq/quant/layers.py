@@ -41,21 +41,48 @@ class conv2d_implementation:
         _implementation.pop()
 
 
-class Conv2d(nn.Conv2d):
+class _InputScales(nn.Module):
+    """``in_scale``: per-channel scales of the input grid, (C_in,), folded into the weights before rounding."""
+
+    weight_bits: int | None
+    in_scale: Tensor | None
+
+    def outputs_first(self) -> Tensor:
+        """The weights as (C_out, C_in / groups, F, F)."""
+        raise NotImplementedError
+
+    def weight_scale(self) -> Tensor:
+        """``in_scale`` as it multiplies the weights with outputs first: (C_out or 1, C_in / groups, 1, 1)."""
+        assert self.in_scale is not None
+        return self.in_scale.view(1, -1, 1, 1)
+
+    def scaled_weight(self) -> Tensor:
+        """What is rounded to codes: weights, outputs first, times the scales, in float64."""
+        weight = self.outputs_first().double()
+        return weight if self.in_scale is None else weight * self.weight_scale().double()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # ``in_scale`` is absent from float networks; take it over whenever a checkpoint has it.
+        value = state_dict.get(prefix + "in_scale")
+        if value is not None and self.in_scale is None:
+            self.in_scale = torch.empty_like(value)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Conv2d(_InputScales, nn.Conv2d):
     """``nn.Conv2d`` with padding F // 2 by default and optional weight quantisation.
 
     Attributes:
         weight_bits: bit-width of the weights, or ``None`` (float).
         per_channel: one weight range per output channel instead of per tensor.
-        in_scale: per-channel scales of the input grid, (C_in,), folded into the weights before rounding.
     """
-
-    in_scale: Tensor | None
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, *, groups: int = 1, bias: bool = True
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=bias)
+        nn.Conv2d.__init__(
+            self, in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=bias
+        )
         self.weight_bits: int | None = None
         self.per_channel = True
         self.register_buffer("in_scale", None)
@@ -73,8 +100,12 @@ class Conv2d(nn.Conv2d):
         scale = self.weight_scale() if self.in_scale is not None else None
         return quantize_weight(self.weight, self.weight_bits, self.per_channel, scale)
 
+    def outputs_first(self) -> Tensor:
+        """The weights as they are."""
+        return self.weight
+
     def weight_scale(self) -> Tensor:
-        """``in_scale`` as it multiplies the weights: (C_out or 1, C_in / groups, 1, 1)."""
+        """As the base class; with groups, every output has the scales of its own inputs."""
         assert self.in_scale is not None
         scale = self.in_scale.view(self.groups, -1)
         if self.groups > 1:
@@ -94,27 +125,43 @@ class Conv2d(nn.Conv2d):
             return F.pixel_shuffle(self(x), factor)
         return _implementation[-1](self, x, self.effective_weight(), factor)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # ``in_scale`` is absent from float networks; take it over whenever a checkpoint has it.
-        value = state_dict.get(prefix + "in_scale")
-        if value is not None and self.in_scale is None:
-            self.in_scale = torch.empty_like(value)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
-
-class ConvTranspose2d(nn.ConvTranspose2d):
-    """``nn.ConvTranspose2d`` with optional weight quantisation, one range per output channel.
+class ConvTranspose2d(_InputScales, nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` without groups and with optional weight quantisation, one range per output channel.
 
     Attributes:
         weight_bits: bit-width of the weights, or ``None`` (float).
     """
 
-    weight_bits: int | None = None
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int,
+        *,
+        padding: int = 0,
+        bias: bool = True,
+    ) -> None:
+        nn.ConvTranspose2d.__init__(
+            self, in_channels, out_channels, kernel, stride, padding=padding, bias=bias
+        )
+        self.weight_bits: int | None = None
+        self.register_buffer("in_scale", None)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per input pixel."""
+        return self.in_channels * self.out_channels * self.kernel_size[0] * self.kernel_size[1]
+
+    def outputs_first(self) -> Tensor:
+        """The weights with their first two axes exchanged."""
+        return self.weight.transpose(0, 1)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if self.weight_bits is None:
             return super().forward(x, output_size)
-        # Its weights are (C_in, C_out, F, F).
-        weight = quantize_weight(self.weight.transpose(0, 1), self.weight_bits).transpose(0, 1)
+        scale = self.weight_scale() if self.in_scale is not None else None
+        weight = quantize_weight(self.outputs_first(), self.weight_bits, in_scale=scale).transpose(0, 1)
         assert not isinstance(self.padding, str)
         return F.conv_transpose2d(x, weight, self.bias, self.stride, self.padding)

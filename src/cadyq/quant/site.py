@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cadyq.functional.quantize import quantize_grid
 from cadyq.quant.context import Context, SiteRecord
-from cadyq.quant.layers import Conv2d
+from cadyq.quant.layers import Conv2d, ConvTranspose2d
 from cadyq.quant.quantizer import ActQuantizer
 from cadyq.quant.selector import BitSelector
 
@@ -39,7 +39,7 @@ class Site(nn.Module):
 
     def __init__(
         self,
-        conv: Conv2d | None,
+        conv: Conv2d | ConvTranspose2d | None,
         kind: SiteKind = "body",
         *,
         channels: int | None = None,
@@ -69,7 +69,7 @@ class Site(nn.Module):
         self.observer: SiteObserver | None = None
 
     @property
-    def conv(self) -> Conv2d | None:
+    def conv(self) -> Conv2d | ConvTranspose2d | None:
         """The convolution behind this site."""
         return self._conv[0]
 

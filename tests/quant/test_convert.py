@@ -1,0 +1,71 @@
+"""Conversion and calibration: where clips are placed, what deconvolutions and pictures are quantized with."""
+
+import numpy as np
+import torch
+from networks import QUANTIZATION, build_network, save_network, scene
+
+from cadyq.io.checkpoints import load_checkpoint, save_checkpoint
+from cadyq.io.models import load_model
+from cadyq.quant.context import Context
+from cadyq.quant.convert import calibrate, convert, observe
+from cadyq.quant.layers import ConvTranspose2d
+from cadyq.quant.site import sites_of
+
+
+def site(network, name):
+    return next(s for s in sites_of(network) if s.name == name)
+
+
+def test_a_folded_scale_in_a_deconvolution_is_exact():
+    torch.manual_seed(0)
+    scaled, plain = ConvTranspose2d(4, 3, 5, 2, padding=1), ConvTranspose2d(4, 3, 5, 2, padding=1)
+    scale = torch.tensor([0.25, 1.0, 2.0, 0.5])
+    scaled.weight_bits = plain.weight_bits = 8
+    scaled.in_scale = scale
+    plain.load_state_dict({"weight": scaled.weight * scale.view(-1, 1, 1, 1), "bias": scaled.bias})
+    x = torch.randn(2, 4, 6, 7)
+    torch.testing.assert_close(scaled(x), plain(x / scale.view(1, -1, 1, 1)))
+    assert scaled.macs == 4 * 3 * 25
+
+
+def test_a_picture_of_eight_bits_passes_unchanged_through_eight_bits():
+    first = site(build_network("idn"), "head1_site")
+    levels = torch.arange(256.0).div(255).view(1, 1, 16, 16).expand(1, 3, -1, -1)
+    assert torch.equal(first(levels, Context.of(levels)).mul(255).round(), levels.mul(255).round())
+    torch.testing.assert_close(first(levels, Context.of(levels)), levels, rtol=0, atol=1e-6)
+    assert not first.quantizer.clip.requires_grad  # training must not move it
+
+
+def test_edges_cut_nothing_off_and_the_body_does():
+    network = build_network("idn", None)
+    lr = torch.from_numpy(np.stack([scene(48, 48), scene(48, 48, 1)])).permute(0, 3, 1, 2).float() / 255
+    seen = observe(network, [lr])
+    converted = convert(network, QUANTIZATION).eval()
+    calibrate(converted, seen, QUANTIZATION)
+    for edge in (site(converted, "up_site"), site(converted, "body.0.compress_site")):
+        clips = edge.quantizer.clip * edge.quantizer.channel_scale
+        assert (clips >= seen[edge.name].channel_max * (1 - 1e-6)).all()
+        assert torch.isclose(clips, seen[edge.name].channel_max).any()
+    body = site(converted, "body.0.sites.1").quantizer
+    assert body.clip[0] < body.clip[-1]  # 4 bits cut off more than 8
+
+
+def test_deconvolutions_are_stored_with_eight_bits(tmp_path):
+    path = save_network(tmp_path / "n.safetensors", "idn")
+    tensors, _ = load_checkpoint(path)
+    assert tensors["up.weight"].dtype == np.int8
+    network = load_model(path).network
+    lr = torch.from_numpy(scene(20, 30)[None]).permute(0, 3, 1, 2).float() / 255
+    expected = build_network("idn")(lr, Context.of(lr))
+    torch.testing.assert_close(network(lr, Context.of(lr)), expected, rtol=0, atol=1e-3)
+
+
+def test_a_file_from_before_deconvolutions_had_scales(tmp_path):
+    path = save_network(tmp_path / "n.safetensors", "idn")
+    tensors, metadata = load_checkpoint(path)
+    for name in ("up_site.quantizer.channel_scale", "up.in_scale"):
+        del tensors[name]
+    metadata.pop("format_version", None)
+    save_checkpoint(path, tensors, metadata)
+    network = load_model(path).network
+    assert network.up.in_scale is None and network.up_site.quantizer.channel_scale is None
