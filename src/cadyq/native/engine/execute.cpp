@@ -98,8 +98,8 @@ void Network::run(Pool& pool, const Image& in, void* out, const int8_t* forced, 
   const bool some = std::any_of(exited, exited + rows * columns, [](uint8_t e) { return e != 0; });
   const bool fixed = !dynamic_ && !some;
   exited_ = some ? exited : nullptr;
-  most_ = fixed ? 1 : merged_;
-  resize(in, pool.threads(), fixed ? fixed_tile(in.height, in.width, *kernels_) : plan_tile_);
+  resize(in, pool.threads(), fixed ? fixed_tile(in.height, in.width, *kernels_) : plan_tile_, fixed ? 1 : merged_);
+  most_ = fixed ? Sides{1, 1} : balanced_sides(pool.threads());
   if (fixed) {
     for (int t = 0; t < rows * columns; ++t)
       for (int s = 0; s < n_sites_; ++s) {
@@ -223,6 +223,35 @@ void Network::spans(int y0, int y1, int level, int margin, std::vector<Span>& ou
   }
 }
 
+// Sides of regions, in tiles, that occupy all threads for the shortest time where all tiles are computed alike: few large
+// regions save rings, but may leave a thread without work in the end.
+Sides Network::balanced_sides(int threads) const {
+  const int rows = kernels_->round_rows, columns = kernels_->round_columns;
+  auto area = [&](int h, int w) { return static_cast<long>((h + rows - 1) / rows) * ((w + columns - 1) / columns); };
+  const int least = std::min(merged_, (kernels_->least_tile + tile_ - 1) / tile_);
+  constexpr int kFew = 1024;  // tiles; with more, the end of a block does not matter
+  Sides best{merged_, merged_};
+  if (threads == 1 || rows_ * columns_ > kFew) return best;
+  long shortest = -1;
+  for (int r = merged_; r >= least; --r)
+    for (int c = merged_; c >= least; --c) {
+      std::vector<long> work, busy(threads, 0);
+      for (int y = 0; y < height_; y += r * tile_)
+        for (int x = 0; x < width_; x += c * tile_) {
+          const int h = std::min(r * tile_, height_ - y), w = std::min(c * tile_, width_ - x);
+          work.push_back(area(h, w) + area(h + 2, w + 2));
+        }
+      std::sort(work.rbegin(), work.rend());
+      for (long each : work) *std::min_element(busy.begin(), busy.end()) += each;
+      const long time = *std::max_element(busy.begin(), busy.end());
+      if (shortest < 0 || time < shortest) {
+        shortest = time;
+        best = {r, c};
+      }
+    }
+  return best;
+}
+
 // Cuts the tiles into regions: exited ones each for itself; others are merged that a block computes alike.
 void Network::find_regions(int block, const uint8_t* exited, const Choices& choices) {
   regions_.clear();
@@ -235,7 +264,7 @@ void Network::find_regions(int block, const uint8_t* exited, const Choices& choi
     const int first = blocks_[block].chooses_first ? choices.choice[choices.at(t, 0)] : 0;
     return (first * 2 + from_second) * 2 + is_second(step, t);
   };
-  merge(all, block >= 0 && blocks_[block].own_range ? 1 : most_, key, regions_);
+  merge(all, block >= 0 && blocks_[block].own_range ? Sides{1, 1} : most_, key, regions_);
   for_tiles(all, [&](int t) {
     if (exited[t]) regions_.push_back(tile_region(t));
   });

@@ -681,8 +681,8 @@ void Network::schedule(Group& group) {
   }
 }
 
-void Network::resize(const Image& in, int threads, int tile) {
-  const int region = tile * most_;
+void Network::resize(const Image& in, int threads, int tile, int merged) {
+  const int region = tile * merged;
   const bool same = tile == tile_ && in.height == height_ && in.width == width_ && in.wide == wide_ && region <= region_;
   if (same && static_cast<int>(threads_.size()) >= threads) return;
   region_ = region;

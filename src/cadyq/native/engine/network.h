@@ -230,6 +230,11 @@ struct Region {
   int row0, column0, row1, column1;
 };
 
+// How many tiles a region has at most.
+struct Sides {
+  int rows = 1, columns = 1;
+};
+
 // Columns of some rows.
 struct Span {
   int x0, x1;
@@ -300,7 +305,7 @@ class Network {
   int padded(int plane) const { return round_channels(planes_[plane].channels); }
   bool is_whole(const std::vector<PartData>& parts) const;
 
-  void resize(const Image& in, int threads, int tile);
+  void resize(const Image& in, int threads, int tile, int merged);
   void schedule(Group& group);
   void find_margins();
   Box pixels(const Region& region) const {
@@ -319,7 +324,7 @@ class Network {
   // Appends rectangles of tiles that are equal by `key(tile)`, the largest first; those with a key below 0 are left
   // out. A region costs about what the pixels of it and of a ring around it do.
   template <class Key>
-  void merge(const Region& within, int most, const Key& key, std::vector<Region>& out) {
+  void merge(const Region& within, const Sides& most, const Key& key, std::vector<Region>& out) {
     for_tiles(within, [&](int t) { taken_[t] = key(t) < 0; });
     auto is_free = [&](const Region& region) {
       const int first = key(region.row0 * columns_ + region.column0);
@@ -337,10 +342,11 @@ class Network {
           out.push_back(region);
         }
     };
-    for (int area = most * most; area > 0; --area)
-      for (int height = most; height > 0; --height)
-        if (area % height == 0 && area / height <= most) take(height, area / height);
+    for (int area = most.rows * most.columns; area > 0; --area)
+      for (int height = most.rows; height > 0; --height)
+        if (area % height == 0 && area / height <= most.columns) take(height, area / height);
   }
+  Sides balanced_sides(int threads) const;
   void find_regions(int block, const uint8_t* exited, const Choices& choices);
   void gradients(Pool& pool, const Image& in);
   void run_group(Pool& pool, Group& group, const Image& in, void* out);
@@ -398,7 +404,8 @@ class Network {
   std::vector<std::pair<std::string, double>> profile_;
   int height_ = 0, width_ = 0, rows_ = 0, columns_ = 0;
   const uint8_t* exited_ = nullptr;  // during a run, where some are
-  int merged_ = 1, most_ = 1;        // side of the largest region, in tiles: where tiles are the plan's, in this run
+  int merged_ = 1;                   // side of the largest region that is allowed, in tiles of the plan
+  Sides most_;                       // of the largest region in this run
   int region_ = 0;                   // side of what buffers hold, in pixels
   std::vector<Region> regions_;
   std::vector<uint8_t> taken_;       // tiles that lie in a region already
