@@ -178,6 +178,15 @@ def test_site_gains_are_spread_where_not_all_can_be_measured(folder):
     assert gains[names[1]] == gains[names[2]] != gains[names[0]]
 
 
+def test_a_network_with_shared_blocks_of_ours(tmp_path):
+    torch.manual_seed(0)
+    network = build_backbone("carn", scale=2, channels=16, groups=4, shared=True, multi=True).eval()
+    result = calibrate(network, pictures(2, 48), steps=1, tile=16)
+    assert result.save(tmp_path / "m.safetensors") == ""  # the engine runs it
+    bits = load(tmp_path / "m.safetensors").upscale(pictures(1, 48)[0]).bits
+    assert sum(name.startswith("body") for name in bits) >= 18
+
+
 def test_crops_are_of_one_size_and_from_all_large_pictures():
     crops = cut_crops([*pictures(3, 200), scene(20, 300)], n=7)
     assert crops.shape == (9, 96, 96, 3)

@@ -192,6 +192,16 @@ def test_a_shared_block_records_every_use() -> None:
     assert len([record for record in ctx.records if record.kind == "body"]) == 18
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_blocks_of_their_own_compute_the_same(shared: bool) -> None:
+    network = make("carn", 4, channels=16, groups=4, shared=shared, multi=True)
+    alone = network.unshared()
+    assert torch.equal(alone(picture(8, 12)), network(picture(8, 12)))
+    body = sites_of(alone, "body")
+    assert len(body) == 18 and len({id(site.conv) for site in body}) == 18
+    assert list(alone.ups) == ["4"] and not alone.config["shared"]
+
+
 @pytest.mark.parametrize(
     ("name", "kinds", "giga"),
     [

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadyq.backbones.blocks import Backbone
+from cadyq.backbones.carn import CARN
 from cadyq.backbones.graph import Graph
 from cadyq.backbones.srresnet import SRResNet
 from cadyq.backbones.structure import build_graph
@@ -43,7 +44,10 @@ def adopt(
         raise ArgumentError("value_range", value_range, f"auto or one of {', '.join(RANGES)}")
     if isinstance(module, Backbone):
         network = copy.deepcopy(module).eval()
-        network = network.folded() if isinstance(network, SRResNet) else network
+        if isinstance(network, SRResNet):
+            network = network.folded()
+        elif isinstance(network, CARN):
+            network = network.unshared()
     else:
         network = _traced(copy.deepcopy(module).float().eval(), pictures, scale, value_range)
     if scale is not None and scale != network.scale:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import cast
 
 import torch
@@ -139,6 +140,20 @@ class CARN(Backbone):
         self.exit_site = Site(self.exit, "edge", nonneg=True, pixels=scale**2)
         self.use_scale(scale)
         self._finish()
+
+    def unshared(self) -> CARN:
+        """The same function by a network of the scale in use alone in which every block has layers of its own.
+
+        Used once per pass, each of them can have its own clips and selector.
+        """
+        groups, channels = int(self.config["groups"]), int(self.config["channels"])
+        result = CARN(self.scale, channels, groups).to(self.entry.weight)
+        own, shared = self.state_dict(), self.config["shared"]
+        first = re.compile(r"(?<=\.blocks\.)\d+")
+        result.load_state_dict(
+            {name: own[first.sub("0", name) if shared else name] for name in result.state_dict()}
+        )
+        return result.train(self.training)
 
     def use_scale(self, scale: int) -> None:
         """Enlarge by ``scale`` from now on; a multi-scale network has 2, 3 and 4.
