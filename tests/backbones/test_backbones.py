@@ -195,8 +195,8 @@ def test_a_shared_block_records_every_use() -> None:
 @pytest.mark.parametrize("shared", [True, False])
 def test_blocks_of_their_own_compute_the_same(shared: bool) -> None:
     network = make("carn", 4, channels=16, groups=4, shared=shared, multi=True)
-    alone = network.unshared()
-    assert torch.equal(alone(picture(8, 12)), network(picture(8, 12)))
+    alone, lr = network.unshared(), picture(8, 12)
+    assert torch.equal(alone(lr), network(lr))
     body = sites_of(alone, "body")
     assert len(body) == 18 and len({id(site.conv) for site in body}) == 18
     assert list(alone.ups) == ["4"] and not alone.config["shared"]
