@@ -1,5 +1,7 @@
 """Conversion and calibration: where clips are placed, what deconvolutions and pictures are quantized with."""
 
+import dataclasses
+
 import numpy as np
 import torch
 from networks import QUANTIZATION, build_network, save_network, scene
@@ -9,6 +11,7 @@ from cadyq.io.models import load_model
 from cadyq.quant.context import Context
 from cadyq.quant.convert import calibrate, convert, observe
 from cadyq.quant.layers import ConvTranspose2d
+from cadyq.quant.lsq import LSQ
 from cadyq.quant.site import sites_of
 
 
@@ -34,6 +37,13 @@ def test_a_picture_of_eight_bits_passes_unchanged_through_eight_bits():
     assert torch.equal(first(levels, Context.of(levels)).mul(255).round(), levels.mul(255).round())
     torch.testing.assert_close(first(levels, Context.of(levels)), levels, rtol=0, atol=1e-6)
     assert not first.quantizer.clip.requires_grad  # training must not move it
+
+
+def test_a_picture_is_calibrated_where_its_quantizer_has_no_clip():
+    first = site(build_network("idn", dataclasses.replace(QUANTIZATION, quantizer="lsq")), "head1_site")
+    assert isinstance(first.quantizer, LSQ) and not first.quantizer.signed
+    assert 0.5 / 255 < first.quantizer.step.item() < 1.5 / 255
+    assert first.quantizer.step.requires_grad
 
 
 def test_edges_cut_nothing_off_and_the_body_does():

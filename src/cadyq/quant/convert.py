@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,10 +86,9 @@ def _install(site: Site, config: Quantization, *, is_first: bool) -> None:
             site.quantizer = edge_quantizer(site.channels, [site.static_bits], signed)
         else:
             site.set_grid(1.0 / 32767)  # the picture's; calibration replaces it for other planes
-    if _reads_levels(site) and isinstance(site.quantizer, PAMS) and site.static_bits == 8:
-        site.quantizer.clip.requires_grad_(
-            False
-        )  # 1: the codes are the levels of an 8-bit picture, nothing is lost
+    if _reads_levels(site):
+        # Its clip is 1 and stays so: the codes are the levels of an 8-bit picture, and nothing is lost.
+        cast(PAMS, site.quantizer).clip.requires_grad_(False)
     if site.quantizer is None and not float(site.grid):
         return
     if conv is not None:
@@ -103,9 +102,10 @@ def _install(site: Site, config: Quantization, *, is_first: bool) -> None:
 
 
 def _reads_levels(site: Site) -> bool:
-    """Whether the site is that of the picture, in [0, 1], with unsigned codes."""
+    """Whether the site is that of a picture in [0, 1], with unsigned 8-bit codes and a clip."""
     quantizer = site.quantizer
-    return site.kind == "fixed" and site.channels <= 3 and quantizer is not None and not quantizer.signed
+    is_picture = site.kind == "fixed" and site.channels <= 3 and site.static_bits == 8
+    return is_picture and isinstance(quantizer, PAMS) and not quantizer.signed
 
 
 @dataclass
