@@ -16,33 +16,17 @@ from typing import Any
 
 import numpy as np
 from content_decides import Runner, photos, psnr_per_photo
+from numpy.typing import NDArray
 
 from cadyq.functional.fidelity import paired_bootstrap
+from cadyq.training.budget import find_budget
 
-CLOSE = 0.02  # bits
 
-
-def measured(run: Runner, budget: float) -> tuple[np.ndarray, float]:
+def measured(run: Runner, budget: float, photo: list[int]) -> tuple[NDArray[np.float64], float]:
     """PSNR per photo, and mean bits, at a budget."""
     run.budget = budget
     errors, tables = run(None)
-    return psnr_per_photo(errors, photos()), float(np.mean([t.mean() for t in tables]))
-
-
-def at_bits(run: Runner, fqr: float) -> tuple[np.ndarray, float, float]:
-    """PSNR per photo, mean bits and budget, where mean bits are close to ``fqr``."""
-    low, high = -1.0, 1.0
-    while measured(run, low)[1] > fqr:
-        low *= 2
-    while measured(run, high)[1] < fqr:
-        high *= 2
-    for _ in range(30):
-        budget = (low + high) / 2
-        psnr, found = measured(run, budget)
-        if abs(found - fqr) < CLOSE:
-            break
-        low, high = (low, budget) if found > fqr else (budget, high)
-    return psnr, found, budget
+    return psnr_per_photo(errors, photo), float(np.mean([t.mean() for t in tables]))
 
 
 def main() -> None:
@@ -53,10 +37,12 @@ def main() -> None:
     parser.add_argument("--json")
     options = parser.parse_args()
     one = Runner(options.one, options.cache, None, 0.0)
+    photo = photos()
     rows: list[dict[str, Any]] = []
     for name in options.trained:
-        theirs, fqr = measured(Runner(name, options.cache, None, 0.0), 0.0)
-        ours, found, budget = at_bits(one, fqr)
+        theirs, fqr = measured(Runner(name, options.cache, None, 0.0), 0.0, photo)
+        budget, _ = find_budget(lambda b: measured(one, b, photo)[1], fqr)
+        ours, found = measured(one, budget, photo)
         mean, low, high = paired_bootstrap(ours, theirs)
         rows.append(
             {

@@ -225,13 +225,13 @@ def _calibrate_quantizer(
     site: Site, quantizer: ActQuantizer, seen: SiteStatistics, config: Quantization, clips: str
 ) -> None:
     samples, weight = torch.cat(seen.samples, 1), None
-    mean_max = seen.patch_max / max(1, seen.n_patches)
+    mean_max, largest = seen.patch_max / max(1, seen.n_patches), seen.channel_max
     if quantizer.channel_scale is not None and site.conv is not None:
         scale = channel_range_scale(seen.channel_max, config.channel_power)
         quantizer.channel_scale.copy_(scale)
         assert site.conv.in_scale is not None
         site.conv.in_scale.copy_(scale)
-        samples = samples / scale[:, None]
+        samples, largest = samples / scale[:, None], largest / scale
         mean_max = float(samples.abs().max())
         # What an error in this channel does to the output grows with the channel's weights.
         weights = site.conv.outputs_first()
@@ -239,16 +239,12 @@ def _calibrate_quantizer(
         weight = gain * scale.square()
         weight = weight / weight.mean()
     levels = quantizer.levels(torch.arange(len(quantizer.bits))).flatten().tolist()
-    values = []
-    for q in levels:
-        if clips == "max":
-            values.append(mean_max)
-        elif site.kind == "edge":
-            divided = quantizer.channel_scale
-            largest = seen.channel_max if divided is None else seen.channel_max / divided
-            values.append(float(largest.max().clamp_min(1e-6)))
-        else:
-            values.append(best_clip(samples, q, quantizer.signed, weight))
+    if clips == "max":
+        values = [mean_max] * len(levels)
+    elif site.kind == "edge":
+        values = [float(largest.max().clamp_min(1e-6))] * len(levels)
+    else:
+        values = [best_clip(samples, q, quantizer.signed, weight) for q in levels]
     if isinstance(quantizer, PAMS):
         quantizer.clip.copy_(torch.tensor(values))
     elif isinstance(quantizer, LSQ):

@@ -13,19 +13,21 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Side of the working tiles of a plan without choices: the least work, hidden ring and rounding included.
-int fixed_tile(int height, int width, const CadyqKernels& kernels) {
+// Work that a block of two layers has with a region: with its hidden ring, in rounds of the kernels.
+long region_work(int height, int width, const CadyqKernels& kernels) {
   const int rows = kernels.round_rows, columns = kernels.round_columns;
   auto area = [&](int h, int w) { return static_cast<long>((h + rows - 1) / rows) * ((w + columns - 1) / columns); };
+  return area(height, width) + area(height + 2, width + 2);
+}
+
+// Side of the working tiles of a plan without choices: the least work.
+int fixed_tile(int height, int width, const CadyqKernels& kernels) {
   int best = 64;
   long least = -1;
   for (int t = kernels.least_tile; t <= kernels.most_tile; t += 2) {
     long work = 0;
     for (int y = 0; y < height; y += t)
-      for (int x = 0; x < width; x += t) {
-        const int h = std::min(t, height - y), w = std::min(t, width - x);
-        work += area(h, w) + area(h + 2, w + 2);
-      }
+      for (int x = 0; x < width; x += t) work += region_work(std::min(t, height - y), std::min(t, width - x), kernels);
     if (least < 0 || work < least) {
       least = work;
       best = t;
@@ -99,7 +101,7 @@ void Network::run(Pool& pool, const Image& in, void* out, const int8_t* forced, 
   const bool fixed = !dynamic_ && !some;
   exited_ = some ? exited : nullptr;
   resize(in, pool.threads(), fixed ? fixed_tile(in.height, in.width, *kernels_) : plan_tile_, fixed ? 1 : merged_);
-  most_ = fixed ? Sides{1, 1} : balanced_sides(pool.threads());
+  most_ = fixed ? Sides{} : balanced_;
   if (fixed) {
     for (int t = 0; t < rows * columns; ++t)
       for (int s = 0; s < n_sites_; ++s) {
@@ -225,22 +227,18 @@ void Network::spans(int y0, int y1, int level, int margin, std::vector<Span>& ou
 
 // Sides of regions, in tiles, that occupy all threads for the shortest time where all tiles are computed alike: few large
 // regions save rings, but may leave a thread without work in the end.
-Sides Network::balanced_sides(int threads) const {
-  const int rows = kernels_->round_rows, columns = kernels_->round_columns;
-  auto area = [&](int h, int w) { return static_cast<long>((h + rows - 1) / rows) * ((w + columns - 1) / columns); };
-  const int least = std::min(merged_, (kernels_->least_tile + tile_ - 1) / tile_);
+Sides Network::balanced_sides(int threads, int merged) const {
+  const int least = std::min(merged, (kernels_->least_tile + tile_ - 1) / tile_);
   constexpr int kFew = 1024;  // tiles; with more, the end of a block does not matter
-  Sides best{merged_, merged_};
+  Sides best{merged, merged};
   if (threads == 1 || rows_ * columns_ > kFew) return best;
   long shortest = -1;
-  for (int r = merged_; r >= least; --r)
-    for (int c = merged_; c >= least; --c) {
+  for (int r = merged; r >= least; --r)
+    for (int c = merged; c >= least; --c) {
       std::vector<long> work, busy(threads, 0);
       for (int y = 0; y < height_; y += r * tile_)
-        for (int x = 0; x < width_; x += c * tile_) {
-          const int h = std::min(r * tile_, height_ - y), w = std::min(c * tile_, width_ - x);
-          work.push_back(area(h, w) + area(h + 2, w + 2));
-        }
+        for (int x = 0; x < width_; x += c * tile_)
+          work.push_back(region_work(std::min(r * tile_, height_ - y), std::min(c * tile_, width_ - x), *kernels_));
       std::sort(work.rbegin(), work.rend());
       for (long each : work) *std::min_element(busy.begin(), busy.end()) += each;
       const long time = *std::max_element(busy.begin(), busy.end());
@@ -264,7 +262,7 @@ void Network::find_regions(int block, const uint8_t* exited, const Choices& choi
     const int first = blocks_[block].chooses_first ? choices.choice[choices.at(t, 0)] : 0;
     return (first * 2 + from_second) * 2 + is_second(step, t);
   };
-  merge(all, block >= 0 && blocks_[block].own_range ? Sides{1, 1} : most_, key, regions_);
+  merge(all, block >= 0 && blocks_[block].own_range ? Sides{} : most_, key, regions_);
   for_tiles(all, [&](int t) {
     if (exited[t]) regions_.push_back(tile_region(t));
   });

@@ -693,6 +693,7 @@ void Network::resize(const Image& in, int threads, int tile, int merged) {
   wide_ = in.wide;
   rows_ = (height_ + tile_ - 1) / tile_;
   columns_ = (width_ + tile_ - 1) / tile_;
+  balanced_ = balanced_sides(threads, merged);
   for (Segment& s : segments_) {
     if (s.block >= 0) continue;
     for (auto& v : s.group.views) {

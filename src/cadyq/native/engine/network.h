@@ -346,7 +346,7 @@ class Network {
       for (int height = most.rows; height > 0; --height)
         if (area % height == 0 && area / height <= most.columns) take(height, area / height);
   }
-  Sides balanced_sides(int threads) const;
+  Sides balanced_sides(int threads, int merged) const;
   void find_regions(int block, const uint8_t* exited, const Choices& choices);
   void gradients(Pool& pool, const Image& in);
   void run_group(Pool& pool, Group& group, const Image& in, void* out);
@@ -405,7 +405,7 @@ class Network {
   int height_ = 0, width_ = 0, rows_ = 0, columns_ = 0;
   const uint8_t* exited_ = nullptr;  // during a run, where some are
   int merged_ = 1;                   // side of the largest region that is allowed, in tiles of the plan
-  Sides most_;                       // of the largest region in this run
+  Sides balanced_, most_;            // of the largest region: where tiles are the plan's, in this run
   int region_ = 0;                   // side of what buffers hold, in pixels
   std::vector<Region> regions_;
   std::vector<uint8_t> taken_;       // tiles that lie in a region already
