@@ -54,7 +54,10 @@ def log_gains(seen: Sensitivity, sites: list[str], candidates: list[int]) -> Arr
 def fit_linear(
     seen: Sensitivity, sites: list[str], inputs: Any, candidates: list[int], fqr: float, ridge: float
 ) -> tuple[Array, Array, float]:
-    """Slopes on the logarithmic inputs (sites, width), offsets per step (sites, steps), and the share explained."""
+    """Slopes on the logarithmic inputs (sites, width), offsets per step (sites, steps), and the share explained.
+
+    ``width`` is that of the site with the most inputs; the slopes of others end in zeros.
+    """
     target = seen.target()
     slopes, offsets, costs, explained = [], [], [], []
     for name in sites:
@@ -70,7 +73,10 @@ def fit_linear(
         explained.append(share)
     gains, cost = log_gains(seen, sites, candidates), np.stack(costs, axis=1)
     price = price_for(fqr, lambda p: float(bits_of(cost, gains, candidates, p).mean()))
-    return np.stack(slopes), np.asarray(offsets)[:, None] + gains - price, float(np.mean(explained))
+    padded = np.zeros((len(slopes), max(len(slope) for slope in slopes)))
+    for row, slope in zip(padded, slopes, strict=True):
+        row[: len(slope)] = slope
+    return padded, np.asarray(offsets)[:, None] + gains - price, float(np.mean(explained))
 
 
 def monotone(values: Array, weights: Array) -> Array:

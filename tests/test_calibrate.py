@@ -1,6 +1,7 @@
 """Calibration: a float network of the user's becomes a content-aware model file."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,12 +10,13 @@ import user_networks as user
 from networks import scene
 
 from cadyq.backbones import build_backbone
-from cadyq.calibrate import calibrate, cut_crops
+from cadyq.calibrate import _shrink, calibrate, cut_crops
 from cadyq.cli import main
 from cadyq.errors import ArgumentError, CheckpointError, MissingExtraError, UnsupportedError
 from cadyq.io.images import Picture, write_image
 from cadyq.io.models import save_model
 from cadyq.io.modules import load_module
+from cadyq.quant.infer import run_tiles
 from cadyq.quant.site import sites_of
 from cadyq.training.float_target import FloatTarget, site_gains
 from cadyq.upscale import load
@@ -170,10 +172,10 @@ def test_site_gains_are_spread_where_not_all_can_be_measured(folder):
     from cadyq.quant.convert import convert
 
     base = convert(network, Quantization(bits=(4, 8), dynamic=True)).eval()
-    target = FloatTarget.of(network, crops, lambda *_: None)
+    target = FloatTarget.of(network, crops, 16, lambda *_: None)
     errors = {4: torch.tensor([3.0]), 8: torch.tensor([1.0])}
-    gains = site_gains(base, target, [0, 1], 32, 2, errors, lambda *_: None)
     names = [s.name for s in sites_of(base, "body")]
+    gains = site_gains(partial(run_tiles, base), names, target, [0, 1], 32, 2, errors, lambda *_: None)
     assert list(gains) == names and all(g[8] == 0 and g[4] > 0 for g in gains.values())
     assert gains[names[1]] == gains[names[2]] != gains[names[0]]
 
@@ -288,3 +290,11 @@ def test_networks_that_spandrel_loads(tmp_path):
         assert result.record["psnr_to_float_db"] > 25
         result.save(tmp_path / f"{name}.safetensors")
         assert load(tmp_path / f"{name}.safetensors").upscale(pictures()[0]).pixels.shape == (256, 256, 3)
+
+
+@pytest.mark.parametrize(("best", "expected"), [(2.0, 2.0), (1.0, 1.0), (0.1, 0.5)])
+def test_clips_shrink_together_while_the_error_falls(best, expected):
+    clips = torch.tensor([2.0, 4.0, 6.0])
+    least = _shrink([clips[0], clips[2]], lambda: float((clips[0] - best) ** 2))
+    assert clips.tolist() == [expected, 4.0, 3 * expected]
+    assert least == pytest.approx((expected - best) ** 2)

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from cadyq.backbones.blocks import Bicubic
 from cadyq.quant.context import Block, Context
-from cadyq.quant.layers import Conv2d, ConvTranspose2d
+from cadyq.quant.layers import Conv2d, ConvTranspose2d, conv2d_implementation
 from cadyq.quant.site import Site
 
 __all__ = ["BlockSpan", "Graph", "Node", "trace"]
@@ -101,7 +101,8 @@ def trace(network: nn.Module) -> Graph:
         )
     ]
     try:
-        with recorder:
+        # Training's kernels, where it is within training that a network is lowered, join what is traced apart.
+        with conv2d_implementation(), recorder:
             result = network(lr, context)
     finally:
         for hook in hooks:

@@ -28,10 +28,10 @@ class conv2d_implementation:
     """Context manager: compute all :class:`Conv2d` through ``implementation(conv, x, weight, factor)``.
 
     A PixelShuffle by ``factor`` follows (1: none). Training puts its native kernels in here; the layer itself knows
-    only torch.
+    only torch, which is the default.
     """
 
-    def __init__(self, implementation: Implementation) -> None:
+    def __init__(self, implementation: Implementation = _torch_conv) -> None:
         self.implementation = implementation
 
     def __enter__(self) -> None:

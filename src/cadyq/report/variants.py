@@ -222,7 +222,9 @@ def _with_selectors(network: Network, fitted: Fitted, name: str) -> Model:
         old = site.selector
         assert old is not None
         selector = BitSelector(site.channels, old.bits.tolist(), kind["inputs"], log_features=True)
-        slope = torch.from_numpy(fitted.arrays[f"{name}/slope"][i].astype(np.float32))
+        # Rows are as long as that of the site with the most channels.
+        row = fitted.arrays[f"{name}/slope"][i, : selector.linear.in_features]
+        slope = torch.from_numpy(row.astype(np.float32))
         steps = fitted.arrays[f"{name}/offset"][i]
         level, bias = 0, 0.0
         with torch.no_grad():
