@@ -1,11 +1,10 @@
 """Float network and a few small pictures -> content-aware network: no large pictures, minutes on a CPU.
 
 1. The float network's own results are the target; the pictures are cut into crops of one size.
-2. Clips, channel scales and grids are observed (`cadyq.quant.convert`).
-3. A short fine-tuning towards the target, bits at random per patch and site, so that one set of weights serves every
-   choice (`cadyq.training.loop`).
-4. What fewer bits cost is measured per tile and per site (`cadyq.training.float_target`), and the selectors are fitted
+2. Clips, channel scales and grids are observed (`cadyq.quant.convert`), and clips set by what they do to the result.
+3. What fewer bits cost is measured per tile and per site (`cadyq.training.float_target`), and the selectors are fitted
    to it (`cadyq.training.supervise`).
+4. A short fine-tuning towards the target with the bits that they choose (`cadyq.training.loop`); then 3 again.
 5. The threshold is set so that the pictures take the wanted mean bits.
 """
 
@@ -50,7 +49,7 @@ from cadyq.quant.pams import PAMS
 from cadyq.quant.site import sites_of
 from cadyq.training.float_target import FloatTarget, Report, Run, luma_error, site_gains
 from cadyq.training.loop import Outcome, Recipe, native_convolutions, to_tensor, train
-from cadyq.training.supervise import fit_selectors, reach
+from cadyq.training.supervise import Sensitivity, fit_selectors, reach
 
 __all__ = ["Calibrated", "Settings", "calibrate", "cut_crops"]
 
@@ -255,23 +254,17 @@ class _Calibration:
         self.seconds_per_run = 0.0
 
     def run(self) -> Calibrated:
-        target, bits = self.target, self.settings.bits
+        target, bits, wanted = self.target, self.settings.bits, self.settings.target_fqr
         network = self._converted()
         self.seconds_per_run = self._timed(self._runner(network))
+        self._selectors(network, wanted)
         steps = self._fine_tune(network)
-        run = self._runner(network)
-        seen = target.sensitivity(
-            run, bits, self._some(TILES_SHARE, len(bits), len(target.crops)), self.report
-        )
-        seen.site_gain = self._site_gains(run, seen.errors)
-        explained = fit_selectors(network, seen)
+        seen, explained = self._selectors(network, wanted)
         some = self._some(COMPARE_SHARE, 1, min(N_COMPARED, len(target.crops)))
 
         def actual(force: int | None = None) -> tuple[float, float]:
             return target.compare(self._runner(network), self.sites, some, force, self.report)
 
-        wanted = self.settings.target_fqr
-        reach(network, seen, wanted)
         # The selectors see features of a network in which all others chose, too: a little other than measured.
         reach(network, seen, 2 * wanted - actual()[0])
         fqr, psnr_db = actual()
@@ -285,7 +278,7 @@ class _Calibration:
             "fqr": round(fqr, 3),
             "psnr_to_float_db": round(psnr_db, 3),
             "psnr_to_float_db_most_bits": round(actual(max(bits))[1], 3),
-            "deviance_explained": round(float(np.mean(list(explained.values()))), 4),
+            "deviance_explained": round(explained, 4),
             "seconds": round(time.monotonic() - self.start, 1),
         }
         return Calibrated(network, self.config, record)
@@ -298,6 +291,16 @@ class _Calibration:
             if runtime.isa() != "reference":
                 run = runtime.run_tiles
         return run
+
+    def _selectors(self, network: Backbone, fqr: float) -> tuple[Sensitivity, float]:
+        """Fit the selectors to what bits are worth; also the share of the deviance that they explain."""
+        run, bits = self._runner(network), self.settings.bits
+        tiles = self._some(TILES_SHARE, len(bits), len(self.target.crops))
+        seen = self.target.sensitivity(run, bits, tiles, self.report)
+        seen.site_gain = self._site_gains(run, seen.errors)
+        explained = fit_selectors(network, seen)
+        reach(network, seen, fqr)
+        return seen, float(np.mean(list(explained.values())))
 
     def _timed(self, run: Run) -> float:
         """Seconds for a crop."""
@@ -472,7 +475,7 @@ _RECIPE: dict[str, Any] = {
     "batch": BATCH,
     "patch": PATCH,
     "lr": 1e-4,
-    "bits": "random",
+    "bits": "chosen",
     "w_teacher": 100.0,
     "clip_norm": 0.0,
 }

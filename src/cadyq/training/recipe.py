@@ -35,8 +35,9 @@ class Recipe:
             where selectors are trained, and their biases are placed in the end; 0 is no target.
         w_teacher: weight of L1 to the teacher's picture. ``w_attention_end`` and ``w_attention``: weights of
             attention transfer at the body's last and at every block's output (1e3 and 1e2 in the paper).
-        bits: ``selector``: as the selectors choose; ``random``: at random per patch and site, so that the network
-            works for every choice; ``mixed``: both in turn; ``largest``: the largest candidate.
+        bits: ``selector``: as the selectors choose, which learn from it; ``chosen``: as they choose, and they stay as
+            they are; ``random``: at random per patch and site, so that the network works for every choice; ``mixed``:
+            ``selector`` and ``random`` in turn; ``largest``: the largest candidate.
         freeze_norms: batch norms keep their statistics, as quantized networks need it.
         degrade: whether the low-resolution patches are damaged (`cadyq.data.degrade`), for the ``photo`` networks.
         validate_every: steps between two measurements on validation crops (and one at the end); 0 is never.
@@ -69,7 +70,7 @@ class Recipe:
     w_teacher: float = 0.0
     w_attention_end: float = 0.0
     w_attention: float = 0.0
-    bits: Literal["selector", "random", "mixed", "largest"] = "largest"
+    bits: Literal["selector", "chosen", "random", "mixed", "largest"] = "largest"
     freeze_norms: bool = True
     degrade: bool = False
     validate_every: int = 0
@@ -84,7 +85,7 @@ class Recipe:
         choices = {
             "clip_unit": ("relative", "gray"),
             "schedule": ("cosine", "step"),
-            "bits": ("selector", "random", "mixed", "largest"),
+            "bits": ("selector", "chosen", "random", "mixed", "largest"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
