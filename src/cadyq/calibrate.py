@@ -227,7 +227,7 @@ def _rare_colors(crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _shrink(clips: Sequence[Tensor], error: Callable[[], float]) -> float:
     """Shrink clips, views of parameters, together while the mean error falls, and return the least."""
-    full, least = [clip.clone() for clip in clips], math.inf
+    full, best, least = [clip.clone() for clip in clips], 1.0, math.inf
     for share in CLIP_SHARES:
         for clip, value in zip(clips, full, strict=True):
             clip.copy_(share * value)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_training import crops, network, weights
 
+from cadyq.backbones import Backbone
 from cadyq.data.crops import CropArrays
 from cadyq.errors import ArgumentError, CheckpointError
 from cadyq.quant.context import Context
@@ -92,6 +93,20 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     before = error()
     train(net, data, Recipe(steps=40, batch=4, patch=16, lr=1e-3, ema=0.9), tmp_path, log=lambda _: None)
     assert error() < 0.9 * before
+
+
+def test_chosen_bits_train_the_weights_and_leave_the_selectors(tmp_path: Path) -> None:
+    def selectors(net: Backbone) -> list[torch.Tensor]:
+        return [s.selector.linear.weight.detach().clone() for s in sites_of(net, "body") if s.selector]
+
+    for bits in ("chosen", "selector"):
+        net = network()
+        before, head = selectors(net), weights(network())[0]
+        recipe = Recipe(steps=2, batch=2, patch=16, lr=1e-3, ema=0.0, w_reg=1.0, bits=bits)
+        train(net, crops(), recipe, tmp_path / bits, log=lambda _: None)
+        kept = all(torch.equal(a, b) for a, b in zip(before, selectors(net), strict=True))
+        assert kept == (bits == "chosen")
+        assert not torch.equal(weights(net)[0], head)
 
 
 def test_selectors_give_more_bits_to_what_needs_them() -> None:
