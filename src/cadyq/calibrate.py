@@ -55,8 +55,10 @@ __all__ = ["Calibrated", "Settings", "calibrate", "cut_crops"]
 
 SIDE = 96
 PATCH, BATCH = 32, 16
-SITE_PATCH, N_SITE_PATCHES = 48, 24
-N_OBSERVED, N_COMPARED = 32, 40
+SITE_PATCH = 48
+N_OBSERVED, N_COMPARED = 32, 24
+N_BEFORE, N_AFTER = 32, 64
+"""Crops on which it is measured what bits are worth, before and after the fine-tuning; for sites alone a quarter."""
 CLIP_SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.25)
 WIDE_ABOVE = 0.001
 """An edge keeps 16 bits where 8 would raise the error by more than this share of the network's own detail."""
@@ -257,9 +259,9 @@ class _Calibration:
         target, bits, wanted = self.target, self.settings.bits, self.settings.target_fqr
         network = self._converted()
         self.seconds_per_run = self._timed(self._runner(network))
-        self._selectors(network, wanted)
+        self._selectors(network, N_BEFORE)
         steps = self._fine_tune(network)
-        seen, explained = self._selectors(network, wanted)
+        seen, explained = self._selectors(network, N_AFTER)
         some = self._some(COMPARE_SHARE, 1, min(N_COMPARED, len(target.crops)))
 
         def actual(force: int | None = None) -> tuple[float, float]:
@@ -292,15 +294,39 @@ class _Calibration:
                 run = runtime.run_tiles
         return run
 
-    def _selectors(self, network: Backbone, fqr: float) -> tuple[Sensitivity, float]:
+    def _selectors(self, network: Backbone, n_crops: int) -> tuple[Sensitivity, float]:
         """Fit the selectors to what bits are worth; also the share of the deviance that they explain."""
-        run, bits = self._runner(network), self.settings.bits
-        tiles = self._some(TILES_SHARE, len(bits), len(self.target.crops))
-        seen = self.target.sensitivity(run, bits, tiles, self.report)
-        seen.site_gain = self._site_gains(run, seen.errors)
+        run, (tiles, patches, n_sites) = self._runner(network), self._measured(n_crops)
+        seen = self.target.sensitivity(run, self.settings.bits, tiles, self.report)
+        seen.site_gain = site_gains(
+            run, self.sites, self.target, patches, SITE_PATCH, n_sites, seen.errors, self.report
+        )
         explained = fit_selectors(network, seen)
-        reach(network, seen, fqr)
+        reach(network, seen, self.settings.target_fqr)
         return seen, float(np.mean(list(explained.values())))
+
+    def _measured(self, n_crops: int) -> tuple[list[int], list[int], int]:
+        """Crops on which tiles are measured, crops on a patch of which sites are, and how many sites."""
+        n_crops = min(n_crops, len(self.target.crops))
+        tiles = self._some(TILES_SHARE, len(self.settings.bits), n_crops)
+        patches = self._some(1.0, 1, -(-n_crops // 4))
+        n_sites = max(4, SITES_SHARE * self.seconds / (self._patch_runs(patches) * self.seconds_per_run))
+        return tiles, patches, int(min(len(self.sites), n_sites))
+
+    def _patch_runs(self, patches: list[int]) -> float:
+        """Runs over a crop that take as long as one over a patch of each of these."""
+        share = min(SITE_PATCH / self.target.crops.shape[1], 1.0)
+        return len(patches) * share * share
+
+    def _runs_to_come(self) -> float:
+        """What is measured after the fine-tuning, in runs over a crop."""
+        tiles, patches, n_sites = self._measured(N_AFTER)
+        compared = self._some(COMPARE_SHARE, 1, min(N_COMPARED, len(self.target.crops)))
+        return (
+            len(tiles) * len(self.settings.bits)
+            + (n_sites + 1) * self._patch_runs(patches)
+            + 3 * len(compared)
+        )
 
     def _timed(self, run: Run) -> float:
         """Seconds for a crop."""
@@ -447,26 +473,6 @@ class _Calibration:
             return train(
                 network, data, recipe, Path(folder), teacher=teacher, stop=stop, progress=progress, **options
             )
-
-    # Selectors.
-
-    def _runs_to_come(self) -> float:
-        """What is measured after the fine-tuning, in runs over a crop."""
-        n, bits = len(self.target.crops), self.settings.bits
-        tiles = len(bits) * len(self._some(TILES_SHARE, len(bits), n))
-        _, n_sites, per_site = self._sites_to_measure()
-        return tiles + (n_sites + 1) * per_site + 3 * len(self._some(COMPARE_SHARE, 1, min(N_COMPARED, n)))
-
-    def _sites_to_measure(self) -> tuple[list[int], int, float]:
-        """On which crops, how many sites, and how many runs over a crop a site takes."""
-        indices = self._some(1.0, 1, min(N_SITE_PATCHES, len(self.target.crops)))
-        per_site = len(indices) * (min(SITE_PATCH / self.target.crops.shape[1], 1)) ** 2
-        n_sites = max(4, SITES_SHARE * self.seconds / (per_site * self.seconds_per_run))
-        return indices, int(min(len(self.sites), n_sites)), per_site
-
-    def _site_gains(self, run: Run, errors: Any) -> dict[str, dict[int, float]]:
-        indices, n_sites, _ = self._sites_to_measure()
-        return site_gains(run, self.sites, self.target, indices, SITE_PATCH, n_sites, errors, self.report)
 
 
 # The target is the float network's result on the very same patch: padding at its edges and turning it change that
