@@ -315,7 +315,7 @@ class _Calibration:
 
     def _patch_runs(self, patches: list[int]) -> float:
         """Runs over a crop that take as long as one over a patch of each of these."""
-        share = min(SITE_PATCH / self.target.crops.shape[1], 1.0)
+        share: float = min(SITE_PATCH / self.target.crops.shape[1], 1.0)
         return len(patches) * share * share
 
     def _runs_to_come(self) -> float:
