@@ -245,9 +245,9 @@ def _bits(
     network: Backbone, recipe: Recipe, step: int, random: Generator, share: slice
 ) -> tuple[dict[str, int | Tensor] | None, bool]:
     """Bits that are forced in this step (or ``None``), and whether selectors learn in it."""
-    choose = recipe.bits == "selector" or (recipe.bits == "mixed" and step % 2 == 0)
     if recipe.bits == "chosen":
         return None, False
+    choose = recipe.bits == "selector" or (recipe.bits == "mixed" and step % 2 == 0)
     if choose:
         return None, any(s.selector is not None for s in sites_of(network))
     if recipe.bits == "largest":
