@@ -49,6 +49,7 @@ from cadyq.quant.pams import PAMS
 from cadyq.quant.site import sites_of
 from cadyq.training.float_target import FloatTarget, Report, Run, luma_error, site_gains
 from cadyq.training.loop import Outcome, Recipe, native_convolutions, to_tensor, train
+from cadyq.training.memory import keep_freed_memory
 from cadyq.training.supervise import Sensitivity, fit_selectors, reach
 
 __all__ = ["Calibrated", "Settings", "calibrate", "cut_crops"]
@@ -57,6 +58,7 @@ SIDE = 96
 PATCH, BATCH = 32, 16
 SITE_PATCH = 48
 N_OBSERVED, N_COMPARED = 32, 24
+MOST_STEPS = 100_000
 N_BEFORE, N_AFTER = 32, 64
 """Crops on which it is measured what bits are worth, before and after the fine-tuning; for sites alone a quarter."""
 CLIP_SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.25)
@@ -182,6 +184,7 @@ def calibrate(
             raise ArgumentError("settings", key, f"one of {', '.join(known)}")
     wanted = Settings(**settings)
     start = time.monotonic()
+    keep_freed_memory()
     crops = cut_crops(images, seed=wanted.seed)
     network = adopt(module, to_tensor(crops[:2]), scale=scale, value_range=value_range)
     with native_convolutions():
@@ -227,18 +230,16 @@ def _rare_colors(crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return result
 
 
-def _shrink(clips: Sequence[Tensor], error: Callable[[], float]) -> float:
-    """Shrink clips, views of parameters, together while the mean error falls, and return the least."""
-    full, best, least = [clip.clone() for clip in clips], 1.0, math.inf
+def _shrink(clip: Tensor, error: Callable[[], float]) -> float:
+    """Shrink a clip while the error falls, and return the least."""
+    full, best, least = clip.clone(), 1.0, math.inf
     for share in CLIP_SHARES:
-        for clip, value in zip(clips, full, strict=True):
-            clip.copy_(share * value)
+        clip.copy_(share * full)
         found = error()
         if found >= least:
             break
         least, best = found, share
-    for clip, value in zip(clips, full, strict=True):
-        clip.copy_(best * value)
+    clip.copy_(best * full)
     return least
 
 
@@ -353,7 +354,7 @@ class _Calibration:
         crops = self.target.crops[:: -(-len(self.target.crops) // N_OBSERVED)]
         stats, rare = self._observe(crops), self._observe(_rare_colors(crops))
         network = self._quantizers(stats, rare)
-        clips, wide = self._fit_clips(network)
+        clips, wide = self._fit_edges(network)
         if wide and isinstance(self.base, Graph):
             for op in flatten(self.base.ops):
                 if f"layers.{op.get('layer')}.site" in wide:
@@ -362,7 +363,7 @@ class _Calibration:
             rebuilt.load_state_dict(self.base.state_dict())
             self.base = rebuilt.eval()
             network = self._quantizers(stats, rare)
-        for site in sites_of(network):
+        for site in sites_of(network, "edge"):
             if isinstance(site.quantizer, PAMS):
                 site.quantizer.clip.copy_(clips[site.name])
         return network
@@ -394,8 +395,8 @@ class _Calibration:
             network.share_grids()
         return network
 
-    def _fit_clips(self, network: Backbone) -> tuple[dict[str, Tensor], set[str]]:
-        """Clips by what they do to the result, per site, and the edges for which 8 bits are too few.
+    def _fit_edges(self, network: Backbone) -> tuple[dict[str, Tensor], set[str]]:
+        """The edges' clips by what they do to the result, one by one, and the edges for which 8 bits are too few.
 
         A few large values may leave too little to the many small ones, and how much those matter only the result
         tells: SRResNet's last layer loses 0.3 dB with all of its range, and CARN-M's edges lose 13 dB where colors are
@@ -404,77 +405,65 @@ class _Calibration:
         natural = self.target.crops[:: -(-len(self.target.crops) // 4)]
         rare = _rare_colors(self.target.crops)[1:16:7]  # red, black, white
         lr = to_tensor(np.concatenate([natural, rare])[:, :SITE_PATCH, :SITE_PATCH])
-        quantizers = {s: s.quantizer for s in sites_of(network) if isinstance(s.quantizer, PAMS)}
-        body = [quantizer for site, quantizer in quantizers.items() if site.kind == "body"]
-        edges = {site: quantizer for site, quantizer in quantizers.items() if site.kind == "edge"}
-        n, done = len(edges) + len(self.settings.bits), 0
+        edges = {site: site.quantizer for site in sites_of(network, "edge") if isinstance(site.quantizer, PAMS)}
 
-        def run(bits: int) -> Tensor:
+        def run() -> Tensor:
             ctx = Context.of(lr)
-            ctx.force_bits = bits
+            ctx.force_bits = max(self.settings.bits)
             return network(lr, ctx)
-
-        def error(bits: int, aim: Tensor) -> float:
-            return float(luma_error(run(bits), aim).mean())
 
         for site in edges:
             site.quantizer = None
-        sr = self.base(lr)
-        for i, bits in enumerate(self.settings.bits):
-            self.report("choosing clips", done := done + 1, n)
-            _shrink([q.clip[i] for q in body], partial(error, bits, sr))
-        most = max(self.settings.bits)
-        sr, wide = run(most), set()
+        sr, wide = run(), set()
         allowed = WIDE_ABOVE * float(self.target.detail.mean())
-        for site, quantizer in edges.items():
-            self.report("choosing clips", done := done + 1, n)
+        for done, (site, quantizer) in enumerate(edges.items()):
+            self.report("choosing clips", done, len(edges))
             site.quantizer = quantizer
-            if _shrink([quantizer.clip], partial(error, most, sr)) > allowed:
+            if _shrink(quantizer.clip, lambda: float(luma_error(run(), sr).mean())) > allowed:
                 wide.add(site.name)
             site.quantizer = None
         for site, quantizer in edges.items():
             site.quantizer = quantizer
-        return {site.name: quantizer.clip.clone() for site, quantizer in quantizers.items()}, wide
+        return {site.name: quantizer.clip.clone() for site, quantizer in edges.items()}, wide
 
     # Fine-tuning.
 
     def _fine_tune(self, network: Backbone) -> int:
-        """Train in place and return the number of steps done."""
-        steps, until = self.settings.steps, math.inf
+        """Train in place, for the time that is left or the steps that are given; returns the steps done."""
+        steps, elapsed = self.settings.steps, None
         if steps is None:
-            until = self.start + self.seconds - SLACK * self._runs_to_come() * self.seconds_per_run
-            per_step = self._seconds_per_step(network)
-            steps = max(0, int((until - time.monotonic()) / per_step))
+            steps, began = MOST_STEPS, time.monotonic()
+            left = self.start + self.seconds - began - SLACK * self._runs_to_come() * self.seconds_per_run
+            elapsed = partial(_share_of, began, max(left, 1e-6))
         if steps == 0:
             return 0
-        warmup = min(20, steps // 5)
-        recipe = Recipe(steps, warmup=warmup, ema=0.98, seed=self.settings.seed, **_RECIPE)
-        return self._train(network, recipe, lambda: time.monotonic() > until).steps
+        recipe = Recipe(steps, warmup=steps // 10, ema=0.98, seed=self.settings.seed, **_RECIPE)
+        return self._train(network, recipe, elapsed).steps
 
-    def _seconds_per_step(self, network: Backbone) -> float:
-        """Time a step, on a copy."""
-        times: list[float] = []
-
-        def stop() -> bool:
-            times.append(time.monotonic())
-            return False
-
-        self._train(copy.deepcopy(network), Recipe(3, **_RECIPE), stop)
-        return min(b - a for a, b in pairwise(times))
-
-    def _train(self, network: Backbone, recipe: Recipe, stop: Callable[[], bool]) -> Outcome:
+    def _train(self, network: Backbone, recipe: Recipe, elapsed: Callable[[], float] | None) -> Outcome:
         targets: Any = self.target.sr  # gray levels as HR crops have them, only not rounded
         data = CropArrays(self.target.crops, targets)
 
         def progress(done: int, total: int) -> None:
-            self.report("fine-tuning", done, total)
+            self.report("fine-tuning", *((done, total) if elapsed is None else (int(100 * elapsed()), 100)))
 
         with tempfile.TemporaryDirectory() as folder:
-            options: dict[str, Any] = {"log": lambda text: None, "save_every": recipe.steps + 1}
-            teacher = self.base
             return train(
-                network, data, recipe, Path(folder), teacher=teacher, stop=stop, progress=progress, **options
+                network,
+                data,
+                recipe,
+                Path(folder),
+                teacher=self.base,
+                stop=lambda: elapsed is not None and elapsed() >= 1,
+                elapsed=elapsed,
+                log=lambda text: None,
+                progress=progress,
+                save_every=recipe.steps + 1,
             )
+
+
+def _share_of(began: float, seconds: float) -> float:
+    return (time.monotonic() - began) / seconds
 
 
 # The target is the float network's result on the very same patch: padding at its edges and turning it change that

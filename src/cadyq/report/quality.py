@@ -262,5 +262,6 @@ def _conversions(bench: Bench, rows: Sequence[dict[str, Any]]) -> list[str]:
             "integer edges" if c.get("edges") == "integer" else "",
             "unsigned codes after ReLU" if c.get("unsigned") else "",
         ]
-        result.append(f"{network.name}: {', '.join(f for f in facts if f)}.")
+        if any(facts):
+            result.append(f"{network.name}: {', '.join(f for f in facts if f)}.")
     return result

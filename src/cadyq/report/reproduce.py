@@ -113,10 +113,13 @@ def provenance(lab: Lab) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Commit of the source tree, with a + where it was changed since; ``unknown`` for an installed package."""
-    home = Path(cadyq.__file__).parents[2]
+    """Commit of the source tree, or of the one that the package was built from, with a + where it was changed since."""
+    package = Path(cadyq.__file__).parent
+    home, built_from = package.parents[1], package / "commit.txt"
+    if built_from.is_file():
+        return built_from.read_text().strip()
     if not (home / ".git").exists():
-        return "unknown (installed package)"
+        return "unknown (not built from a repository)"
     try:
         name = _git(home, "rev-parse", "HEAD")
         return name + ("+" if _git(home, "status", "--porcelain", "-uno") else "")

@@ -24,6 +24,7 @@ from cadyq.quant.selector import BitSelector
 from cadyq.quant.site import sites_of
 from cadyq.training.device import Device, ResidentCrops
 from cadyq.training.loss import StepLoss, native_convolutions
+from cadyq.training.memory import keep_freed_memory
 from cadyq.training.parallel import Workers
 from cadyq.training.recipe import Recipe
 from cadyq.training.state import Position, load_state, save_state
@@ -82,6 +83,7 @@ def train(
     device: Device | None = None,
     workers: Workers | None = None,
     stop: Callable[[], bool] = lambda: False,
+    elapsed: Callable[[], float] | None = None,
     log: Callable[[str], None] = print,
     progress: Callable[[int, int], None] = lambda done, total: None,
     board: Board | None = None,
@@ -92,12 +94,15 @@ def train(
 
     ``run`` is a folder that holds the checkpoints, the last ``keep`` of them; if one is there, training goes on
     from it exactly. ``stop`` is asked after every step; when it says yes the state is saved and the unfinished
-    average is left in the network. ``tile`` is the side of the tiles in which validation decides bits.
+    average is left in the network. ``tile`` is the side of the tiles in which validation decides bits. ``elapsed``
+    says which share of the time is used up, 0 to 1; the learning rate then follows it instead of the number of steps,
+    of which as many are done as the time allows (at most ``recipe.steps``; such a run cannot be repeated exactly).
 
     Raises:
         DivergenceError: the loss is not finite or 20 times its running mean.
         CheckpointError: the folder holds a run with another recipe.
     """
+    keep_freed_memory()
     device, workers = device or Device(), workers or Workers()
     run.mkdir(parents=True, exist_ok=True)
     for one in (network, teacher):
@@ -133,8 +138,9 @@ def train(
     while at.step < recipe.steps and not workers.agree(stop()):
         began = time.monotonic()
         lr, hr = sampler.batch(at.step, share)
+        rate = recipe.rate(at.step if elapsed is None else int(elapsed() * recipe.steps))
         for group in optimizer.param_groups:
-            group["lr"] = group["base"] * recipe.rate(at.step)
+            group["lr"] = group["base"] * rate
         weight = recipe.bit_weight(at.step) if controller is None else controller.weight() / n_decisions
         force, soft = _bits(network, recipe, at.step, sampler.random, share)
         loss, report = compute_loss(lr, hr, force, soft, weight * workers.size)
@@ -162,7 +168,7 @@ def train(
             extra = " ".join(f"{key} {number:.4g}" for key, number in values.items())
             log(f"step {at.step}/{recipe.steps} running {at.running:.4f} {extra} eta {left:.0f} s")
             if board is not None:
-                more = {"running": at.running, "rate": recipe.rate(at.step), "bit_weight": weight}
+                more = {"running": at.running, "rate": rate, "bit_weight": weight}
                 board.scalars(at.step, {**values, **more})
         done = at.step == recipe.steps
         due = recipe.validate_every and (done or at.step % recipe.validate_every == 0)
