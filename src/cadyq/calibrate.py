@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import os
@@ -20,7 +19,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +57,7 @@ PATCH, BATCH = 32, 16
 SITE_PATCH = 48
 N_OBSERVED, N_COMPARED = 32, 24
 MOST_STEPS = 100_000
+"""Steps of the fine-tuning where the time decides: more than any machine does."""
 N_BEFORE, N_AFTER = 32, 64
 """Crops on which it is measured what bits are worth, before and after the fine-tuning; for sites alone a quarter."""
 CLIP_SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.25)
@@ -366,6 +365,9 @@ class _Calibration:
         for site in sites_of(network, "edge"):
             if isinstance(site.quantizer, PAMS):
                 site.quantizer.clip.copy_(clips[site.name])
+        self.report("choosing clips", 1, 1)
+        some = self.target.crops[:: -(-len(self.target.crops) // 6), :SITE_PATCH, :SITE_PATCH]
+        conversion.scale_clips(network, self.base, to_tensor(some))
         return network
 
     def _observe(self, crops: NDArray[np.uint8]) -> dict[str, conversion.SiteStatistics]:
@@ -405,7 +407,9 @@ class _Calibration:
         natural = self.target.crops[:: -(-len(self.target.crops) // 4)]
         rare = _rare_colors(self.target.crops)[1:16:7]  # red, black, white
         lr = to_tensor(np.concatenate([natural, rare])[:, :SITE_PATCH, :SITE_PATCH])
-        edges = {site: site.quantizer for site in sites_of(network, "edge") if isinstance(site.quantizer, PAMS)}
+        edges = {
+            site: site.quantizer for site in sites_of(network, "edge") if isinstance(site.quantizer, PAMS)
+        }
 
         def run() -> Tensor:
             ctx = Context.of(lr)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny_training import crops, network, weights
+from torch import Tensor
 
 from cadyq.backbones import Backbone
 from cadyq.data.crops import CropArrays
@@ -82,6 +84,30 @@ def test_recipe_refuses_zero_steps() -> None:
         Recipe(steps=0)
 
 
+def test_the_schedule_follows_the_time_where_it_is_given(tmp_path: Path) -> None:
+    """Ten steps that take the time of all hundred train as ten steps do that are all there are."""
+    share = 0.0
+
+    def elapsed() -> float:
+        nonlocal share
+        now, share = share, share + 0.05  # asked twice a step
+        return now
+
+    def trained(name: str, steps: int, warmup: int, **options: Any) -> Tensor:
+        net = network()
+        recipe = Recipe(steps, batch=2, patch=8, warmup=warmup, lr=1e-3)
+        outcome = train(net, crops(), recipe, tmp_path / name, log=lambda _: None, **options)
+        assert outcome.steps == 10
+        return net.get_parameter("tail.weight").detach()
+
+    def stop() -> bool:
+        return elapsed() >= 0.999
+
+    timed = trained("timed", 100, 10, stop=stop, elapsed=elapsed)
+    counted, start = trained("counted", 10, 1), network().get_parameter("tail.weight").detach()
+    assert (timed - counted).norm() < 0.3 * (counted - start).norm()
+
+
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
     net, data = network(), crops()
     lr, hr = to_tensor(data.lr), to_tensor(data.hr)
@@ -112,7 +138,11 @@ def test_chosen_bits_train_the_weights_and_leave_the_selectors(tmp_path: Path) -
 def test_selectors_give_more_bits_to_what_needs_them() -> None:
     """On pictures that are half flat, half texture, measured sensitivities send the bits to the texture."""
     net, data = network(), crops(8)
-    flat_and_texture = CropArrays(data.lr, data.hr)
+    ctx = Context.of(to_tensor(data.lr))
+    ctx.force_bits = 8
+    with torch.no_grad():  # the truth is what the network makes of them, so that fewer bits must lose something
+        hr = net(to_tensor(data.lr), ctx).permute(0, 2, 3, 1).mul(255).round().clamp(0, 255)
+    flat_and_texture = CropArrays(data.lr, hr.numpy().astype(np.uint8))
     seen = measure(net, flat_and_texture, n_crops=8, n_site_crops=1, tile=24)
     target = seen.target().view(8, 2, 2)
     assert float(target[:, :, 1].mean()) > float(target[:, :, 0].mean())

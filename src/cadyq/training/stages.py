@@ -17,7 +17,7 @@ from cadyq.data.crops import CropArrays
 from cadyq.data.degrade import degrade
 from cadyq.errors import ArgumentError, CheckpointError
 from cadyq.io.models import load_model, save_model
-from cadyq.quant.convert import calibrate, convert, observe
+from cadyq.quant.convert import calibrate, convert, observe, scale_clips
 from cadyq.training.budget import budget_table, place_budget
 from cadyq.training.device import Device
 from cadyq.training.loop import Outcome, to_tensor, train
@@ -261,6 +261,8 @@ def _networks(training: Training, stage: Stage, session: Session) -> tuple[Backb
         step = max(1, len(session.crops.lr) // _CALIBRATION_CROPS)
         batches = [to_tensor(session.crops.lr[i : i + 1]) for i in range(0, len(session.crops.lr), step)]
         calibrate(network, observe(floating, batches), stage.quantization, clips=stage.clips)
+        if stage.clips == "mse":
+            scale_clips(network, floating, torch.cat(batches[:: max(1, len(batches) // 6)]))
         if source is not None:
             copy_clips(network, source)
     teacher = _load(stage.teacher, training, session) if stage.teacher else None
