@@ -140,7 +140,8 @@ def test_selectors_give_more_bits_to_what_needs_them() -> None:
     net, data = network(), crops(8)
     ctx = Context.of(to_tensor(data.lr))
     ctx.force_bits = 8
-    with torch.no_grad():  # the truth is near to what the network makes of them: fewer bits must lose something
+    # The truth is near to what the network makes of them, so that fewer bits must lose something.
+    with torch.no_grad():
         hr = net(to_tensor(data.lr), ctx).permute(0, 2, 3, 1).mul(255).round().numpy()
     hr += np.random.default_rng(0).integers(-2, 3, hr.shape)
     flat_and_texture = CropArrays(data.lr, hr.clip(0, 255).astype(np.uint8))
