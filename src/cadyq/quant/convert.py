@@ -37,7 +37,7 @@ CUT = 4.0
 """What is cut off of a value counts so many times where no convolution says what it does."""
 CLIP_STEP = 0.87
 """Clips are searched in steps of this factor."""
-CLIP_FACTORS = (2.0, 1.6, 1.25, 1.0, 0.8, 0.65)
+CLIP_FACTORS = (1.0, 1.25, 1.6, 2.0, 0.8, 0.65)
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -16,8 +16,8 @@ def keep_freed_memory() -> None:
     """Let the C library keep what is freed instead of handing it back to the system, for the rest of the process.
 
     A step frees its features and the next one asks for as many. By default glibc returns large blocks at once, and
-    every page is then faulted in and zeroed again: 110,000 pages a step for SRResNet's calibration, 1.95 s instead of
-    1.34 s on a virtual machine. Other systems keep their own ways.
+    every page is then faulted in and zeroed again: 110,000 pages a step for SRResNet's calibration, 1.97 s instead of
+    1.39 s on a virtual machine. Other systems keep their own ways.
     """
     if not sys.platform.startswith("linux"):
         return
