@@ -60,7 +60,7 @@ from cadyq.io.plans import save_plan
 from cadyq.io.shipped import plan_path, shipped_models
 from cadyq.lowering import lower
 from cadyq.quant.context import Context
-from cadyq.quant.convert import calibrate, convert, observe
+from cadyq.quant.convert import calibrate, convert, observe, scale_clips
 
 HERE = Path(__file__).resolve().parent
 WORKER = HERE / "peer_worker.py"
@@ -240,6 +240,7 @@ def save_static(name: str, network: Backbone, is_trained: bool, crops: Any, path
     batches = [torch.from_numpy(planar(part)) for part in np.array_split(crops, max(1, len(crops) // 8))]
     converted = convert(network, STATIC8).eval()
     calibrate(converted, observe(network, batches), STATIC8)
+    scale_clips(converted, network, batches[0])
     plan = lower(converted, STATIC8)
     save_plan(path, plan, {"backbone": name, "scale": 4}, parameters=0, radius=network.radius)
     return "calibrated, not fine-tuned"

@@ -10,12 +10,13 @@ import user_networks as user
 from networks import scene
 
 from cadyq.backbones import build_backbone
-from cadyq.calibrate import _shrink, calibrate, cut_crops
+from cadyq.calibrate import CLIP_SHARES, calibrate, cut_crops
 from cadyq.cli import main
 from cadyq.errors import ArgumentError, CheckpointError, MissingExtraError, UnsupportedError
 from cadyq.io.images import Picture, write_image
 from cadyq.io.models import save_model
 from cadyq.io.modules import load_module
+from cadyq.quant.convert import scale_together
 from cadyq.quant.infer import run_tiles
 from cadyq.quant.site import sites_of
 from cadyq.training.float_target import FloatTarget, site_gains
@@ -293,8 +294,12 @@ def test_networks_that_spandrel_loads(tmp_path):
 
 
 @pytest.mark.parametrize(("best", "expected"), [(2.0, 2.0), (1.0, 1.0), (0.1, 0.5)])
-def test_a_clip_shrinks_while_the_error_falls(best, expected):
-    clips = torch.tensor([2.0, 4.0])
-    least = _shrink(clips[0], lambda: float((clips[0] - best) ** 2))
-    assert clips.tolist() == [expected, 4.0]
+def test_clips_shrink_together_while_the_error_falls(best, expected):
+    clips = torch.tensor([2.0, 4.0, 6.0])
+
+    def error():
+        return float((clips[0] - best) ** 2)
+
+    least = scale_together([clips[0], clips[2]], CLIP_SHARES, error, while_falling=True)
+    assert clips.tolist() == [expected, 4.0, 3 * expected]
     assert least == pytest.approx((expected - best) ** 2)

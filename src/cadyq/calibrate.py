@@ -15,7 +15,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,7 +46,7 @@ from cadyq.quant.infer import run_tiles
 from cadyq.quant.pams import PAMS
 from cadyq.quant.site import sites_of
 from cadyq.training.float_target import FloatTarget, Report, Run, luma_error, site_gains
-from cadyq.training.loop import Outcome, Recipe, native_convolutions, to_tensor, train
+from cadyq.training.loop import Recipe, native_convolutions, to_tensor, train
 from cadyq.training.memory import keep_freed_memory
 from cadyq.training.supervise import Sensitivity, fit_selectors, reach
 
@@ -229,19 +229,6 @@ def _rare_colors(crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return result
 
 
-def _shrink(clip: Tensor, error: Callable[[], float]) -> float:
-    """Shrink a clip while the error falls, and return the least."""
-    full, best, least = clip.clone(), 1.0, math.inf
-    for share in CLIP_SHARES:
-        clip.copy_(share * full)
-        found = error()
-        if found >= least:
-            break
-        least, best = found, share
-    clip.copy_(best * full)
-    return least
-
-
 class _Calibration:
     """The work in order; `run` reads from top to bottom."""
 
@@ -416,6 +403,9 @@ class _Calibration:
             ctx.force_bits = max(self.settings.bits)
             return network(lr, ctx)
 
+        def error() -> float:
+            return float(luma_error(run(), sr).mean())
+
         for site in edges:
             site.quantizer = None
         sr, wide = run(), set()
@@ -423,7 +413,8 @@ class _Calibration:
         for done, (site, quantizer) in enumerate(edges.items()):
             self.report("choosing clips", done, len(edges))
             site.quantizer = quantizer
-            if _shrink(quantizer.clip, lambda: float(luma_error(run(), sr).mean())) > allowed:
+            clip = [quantizer.clip]
+            if conversion.scale_together(clip, CLIP_SHARES, error, while_falling=True) > allowed:
                 wide.add(site.name)
             site.quantizer = None
         for site, quantizer in edges.items():
@@ -434,40 +425,34 @@ class _Calibration:
 
     def _fine_tune(self, network: Backbone) -> int:
         """Train in place, for the time that is left or the steps that are given; returns the steps done."""
-        steps, elapsed = self.settings.steps, None
-        if steps is None:
-            steps, began = MOST_STEPS, time.monotonic()
-            left = self.start + self.seconds - began - SLACK * self._runs_to_come() * self.seconds_per_run
-            elapsed = partial(_share_of, began, max(left, 1e-6))
+        timed, steps, began = self.settings.steps is None, self.settings.steps or 0, time.monotonic()
+        to_come = SLACK * self._runs_to_come() * self.seconds_per_run
+        left = max(self.start + self.seconds - began - to_come, 1e-6)
+        if timed:
+            steps = MOST_STEPS
         if steps == 0:
             return 0
-        recipe = Recipe(steps, warmup=steps // 10, ema=0.98, seed=self.settings.seed, **_RECIPE)
-        return self._train(network, recipe, elapsed).steps
 
-    def _train(self, network: Backbone, recipe: Recipe, elapsed: Callable[[], float] | None) -> Outcome:
-        targets: Any = self.target.sr  # gray levels as HR crops have them, only not rounded
-        data = CropArrays(self.target.crops, targets)
+        def elapsed() -> float:
+            return (time.monotonic() - began) / left  # 0 where steps are given: then there is no end
 
         def progress(done: int, total: int) -> None:
-            self.report("fine-tuning", *((done, total) if elapsed is None else (int(100 * elapsed()), 100)))
+            self.report("fine-tuning", *((min(int(100 * elapsed()), 100), 100) if timed else (done, total)))
 
+        targets: Any = self.target.sr  # gray levels as HR crops have them, only not rounded
         with tempfile.TemporaryDirectory() as folder:
             return train(
                 network,
-                data,
-                recipe,
+                CropArrays(self.target.crops, targets),
+                Recipe(steps, warmup=steps // 10, ema=0.98, seed=self.settings.seed, **_RECIPE),
                 Path(folder),
                 teacher=self.base,
-                stop=lambda: elapsed is not None and elapsed() >= 1,
-                elapsed=elapsed,
+                stop=lambda: elapsed() >= 1,
+                elapsed=elapsed if timed else None,
                 log=lambda text: None,
                 progress=progress,
-                save_every=recipe.steps + 1,
-            )
-
-
-def _share_of(began: float, seconds: float) -> float:
-    return (time.monotonic() - began) / seconds
+                save_every=steps + 1,
+            ).steps
 
 
 # The target is the float network's result on the very same patch: padding at its edges and turning it change that

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
@@ -31,6 +32,7 @@ __all__ = [
     "convert",
     "observe",
     "scale_clips",
+    "scale_together",
 ]
 
 CUT = 4.0
@@ -324,18 +326,41 @@ def scale_clips(network: nn.Module, floating: nn.Module, lr: Tensor) -> None:
         return
     aim = floating(lr)
     for index, bits in enumerate(body[0].bits.tolist()):
-        clips = [quantizer.clip[index] for quantizer in body]
-        full = [clip.clone() for clip in clips]
-        errors: dict[float, float] = {}
-        for factor in CLIP_FACTORS:
-            for clip, value in zip(clips, full, strict=True):
-                clip.copy_(factor * value)
+
+        def error(bits: int = bits) -> float:
             ctx = Context.of(lr)
             ctx.force_bits = bits
-            errors[factor] = float((network(lr, ctx) - aim).square().mean())
-        best = min(errors, key=errors.__getitem__)
+            return float((network(lr, ctx) - aim).square().mean())
+
+        scale_together([quantizer.clip[index] for quantizer in body], CLIP_FACTORS, error)
+
+
+def scale_together(
+    clips: Sequence[Tensor],
+    factors: Sequence[float],
+    error: Callable[[], float],
+    *,
+    while_falling: bool = False,
+) -> float:
+    """Multiply clips, views of parameters, by the factor with the least error, and return that error.
+
+    With ``while_falling`` factors are tried in order only until the error stops falling.
+    """
+    full, best, least = [clip.clone() for clip in clips], 1.0, math.inf
+
+    def apply(factor: float) -> None:
         for clip, value in zip(clips, full, strict=True):
-            clip.copy_(best * value)
+            clip.copy_(factor * value)
+
+    for factor in factors:
+        apply(factor)
+        found = error()
+        if found < least:
+            best, least = factor, found
+        elif while_falling:
+            break
+    apply(best)
+    return least
 
 
 def _standardize(selector: BitSelector, gradients: Tensor, deviations: Tensor) -> None:
