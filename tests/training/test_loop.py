@@ -18,7 +18,7 @@ from cadyq.quant.context import Context
 from cadyq.quant.selector import BitSelector
 from cadyq.quant.site import sites_of
 from cadyq.training.loop import DivergenceError, Recipe, to_tensor, train
-from cadyq.training.supervise import SHARPNESS, fit_selectors, measure, set_budget
+from cadyq.training.supervise import SHARPNESS, chosen_bits, fit_selectors, measure, set_budget
 
 RECIPE = Recipe(
     steps=12,
@@ -160,6 +160,20 @@ def test_selectors_give_more_bits_to_what_needs_them() -> None:
         set_budget(net, -float(shift))
     else:
         pytest.fail("no budget between the extremes was found")
+
+
+def test_where_fewer_bits_lose_nothing_all_tiles_choose_alike() -> None:
+    """Noise around no loss at all must not become sensitivities of 10^12."""
+    net, data = network(), crops(4)
+    seen = measure(net, data, n_crops=4, n_site_crops=1, tile=24)
+    fewest, most = min(seen.errors), max(seen.errors)
+    seen.errors[fewest] = seen.errors[most] + torch.tensor([1.0, -1.0]).repeat(len(seen.group_error) // 2)
+    seen.group_error = torch.ones_like(seen.group_error)
+    assert torch.equal(seen.target(), torch.ones_like(seen.group_error))
+    fit_selectors(net, seen)
+    for site in sites_of(net, "body"):
+        assert site.selector is not None
+        assert chosen_bits(site, seen).unique().numel() == 1
 
 
 def test_budget_shifts_every_selector_alike() -> None:
