@@ -112,7 +112,7 @@ def test_what_the_engine_cannot_run_is_written_without_a_plan(calibrated, tmp_pa
     def refuse(*_):
         raise UnsupportedError("no integer form")
 
-    monkeypatch.setattr("cadyq.calibrate.lower", refuse)
+    monkeypatch.setattr("cadyq.deploy.lower", refuse)
     assert "no integer form" in result.save(tmp_path / "m.safetensors")
     assert not (tmp_path / "m.plan.safetensors").exists()
     assert load(tmp_path / "m.safetensors").upscale(pictures()[0]).runtime == "torch"

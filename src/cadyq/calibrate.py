@@ -27,18 +27,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cadyq.backbones import Backbone, build_backbone
+from cadyq.backbones import Backbone
 from cadyq.backbones.adopt import adopt
 from cadyq.backbones.graph import Graph, flatten
 from cadyq.config import Quantization
 from cadyq.data.crops import CropArrays
 from cadyq.data.sets import find_pictures
+from cadyq.deploy import remove_plan, write_plan
 from cadyq.engine.runtime import EngineRuntime
 from cadyq.errors import ArgumentError, CadyqError
 from cadyq.io.images import read_image
-from cadyq.io.models import load_model, save_model
-from cadyq.io.plans import save_plan
-from cadyq.io.shipped import MODEL_SUFFIX, PLAN_SUFFIX
+from cadyq.io.models import save_model
 from cadyq.lowering import lower
 from cadyq.quant import convert as conversion
 from cadyq.quant.context import Context
@@ -139,18 +138,9 @@ class Calibrated:
         Raises:
             CheckpointError: a file cannot be written.
         """
-        path = Path(path)
-        plan_path = path.with_name(path.name.removesuffix(MODEL_SUFFIX) + PLAN_SUFFIX)
-        plan_path.unlink(missing_ok=True)  # one of another network must not stand beside this one
+        remove_plan(path)  # one of another network must not stand beside this one
         save_model(path, self.network, self.quantization, training=self.record, license=license)
-        try:
-            plan = lower(self.network, self.quantization)
-        except CadyqError as error:
-            return str(error)
-        loaded = load_model(path)
-        parameters = build_backbone(self.network.name, **self.network.config).n_parameters()
-        save_plan(plan_path, plan, loaded.metadata, parameters=parameters, radius=self.network.radius)
-        return ""
+        return write_plan(path)
 
 
 def calibrate(

@@ -21,6 +21,7 @@ from cadyq.training import stages
 from cadyq.training.budget import spread
 from cadyq.training.validate import mean_bits
 from cadyq.training.warmstart import warm_start
+from cadyq.upscale import load
 
 CONFIG = """
 [network]
@@ -53,6 +54,8 @@ validation_crops = 2
 
 [stages.static.quantization]
 bits = [8]
+edges = "integer"
+stream_bits = 16
 
 [stages.cadyq]
 init = "static"
@@ -71,6 +74,8 @@ validation_crops = 2
 bits = [4, 6, 8]
 dynamic = true
 tile = 24
+edges = "integer"
+stream_bits = 16
 """
 
 
@@ -139,6 +144,20 @@ def test_the_target_is_met_and_the_budgets_are_monotone(trained: Path) -> None:
         budget_for(model.budgets, 9.0)
     with pytest.raises(ArgumentError, match="table"):
         budget_for([], 5.0)
+
+
+def test_quantized_stages_run_on_the_engine_at_once(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(trained, "--json")) == 0
+    report = json.loads(capsys.readouterr().out)["stages"]
+    assert [s["runtime"] for s in report] == ["torch", "engine", "engine"]
+    assert (
+        main(["evaluate", str(trained / "run" / "cadyq.safetensors"), str(trained / "photos"), "--json"]) == 0
+    )
+    fqr = json.loads(capsys.readouterr().out)[0]["evaluations"][0]["summary"]["fqr"]
+    model = load(trained / "run" / "cadyq.safetensors")
+    assert 4 <= fqr < 8 and model.plan is not None
 
 
 def test_what_is_done_is_not_done_again(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cadyq.cli.common import progress
 from cadyq.errors import ArgumentError, MissingExtraError
+from cadyq.io.shipped import plan_path
 
 if TYPE_CHECKING:
     from cadyq.training.stages import Session, Stage, Training
@@ -59,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         import torch
 
+        from cadyq.deploy import write_plan
         from cadyq.training.stages import run_stage
     except ImportError as error:
         raise MissingExtraError(f'training needs torch ({error}); pip install "cadyq[train]"') from error
@@ -68,15 +70,17 @@ def run(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     training = _training(options)
     stages = [training.stage(options.stage)] if options.stage else list(training.stages)
-    stopped = False
+    no_plan: dict[str, str] = {}
     with _session(options, training) as session:
         for stage in stages:
             with _watched(session, stage.name, stage.recipe.steps):
-                stopped = run_stage(training, stage, session) is None
-            if stopped:
+                result = run_stage(training, stage, session)
+            if result is None:
                 break
+            if session.workers.rank == 0 and stage.quantization is not None:
+                no_plan[stage.name] = "" if plan_path(result) else write_plan(result)
         if session.workers.rank == 0:
-            _print([_summary(session, stage) for stage in stages], options)
+            _print([_summary(session, stage, no_plan.get(stage.name)) for stage in stages], options)
     return 0
 
 
@@ -153,8 +157,8 @@ def _watched(session: Session, stage: str, steps: int) -> Iterator[None]:
         yield
 
 
-def _summary(session: Session, stage: Stage) -> dict[str, Any]:
-    """What a stage has come to, from its model file."""
+def _summary(session: Session, stage: Stage, no_plan: str | None) -> dict[str, Any]:
+    """What a stage has come to, from its model file; ``no_plan`` is why the integer engine does not run it."""
     from cadyq.io.models import load_model
 
     path = session.folder / f"{stage.name}.safetensors"
@@ -168,6 +172,8 @@ def _summary(session: Session, stage: Stage) -> dict[str, Any]:
         "steps": record["steps"],
         "seconds": record["seconds"],
         **record["validation"],
+        "runtime": "engine" if no_plan == "" else "torch",
+        "no_plan_because": no_plan or "",
     }
 
 
@@ -181,5 +187,7 @@ def _print(summaries: list[dict[str, Any]], options: argparse.Namespace) -> None
             print(
                 f"{one['stage']:<8} {one['steps']:>7} steps {one['seconds']:>7} s  {figures}  {one['model']}"
             )
+            if one["no_plan_because"]:
+                print(f"{'':<8} it runs on torch: {one['no_plan_because']}")
         else:
             print(f"{one['stage']:<8} not finished; the same command goes on")

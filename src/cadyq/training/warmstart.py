@@ -120,10 +120,15 @@ def float_copy(network: Backbone) -> Backbone:
 
 @torch.no_grad()
 def copy_clips(network: Backbone, source: Backbone) -> None:
-    """Take over clips, steps and channel scales that ``source`` learned, where both have a candidate of these bits."""
+    """Take over clips, steps and channel scales that ``source`` learned, where both have a candidate of these bits.
+
+    The 16-bit grids, too, where both have one: a value that is rounded otherwise may fall on another code behind it.
+    """
     theirs = {site.name: site for site in sites_of(source)}
     for site in sites_of(network):
         other = theirs.get(site.name)
+        if other is not None and site.has_grid and other.has_grid:
+            site.set_grid(float(other.grid))
         if other is None or site.quantizer is None or type(other.quantizer) is not type(site.quantizer):
             continue
         mine, its = site.quantizer, other.quantizer
