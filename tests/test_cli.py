@@ -300,8 +300,13 @@ def test_evaluate(run, photo, tmp_path):
     assert len(table.read_text().splitlines()) == 4
     code, out, _ = run("evaluate", "edsr", photo.parent, "--json", "--limit", 1)
     found = json.loads(out)
-    assert found[0]["evaluations"][0]["summary"]["n_images"] == 1
-    assert found[0]["difference"] is None
+    assert found["n_images"] == 1 and found["psnr_db"] == found["pictures"][0]["psnr_db"]
+    arguments = ("evaluate", "edsr", photo.parent, "--json", "--against", "srresnet")
+    both = json.loads(run(*arguments)[1])
+    named = [(Path(e["model"]).name, e["n_images"]) for e in both["evaluations"]]
+    assert named == [("edsr.safetensors", 2), ("srresnet.safetensors", 2)]
+    first, second = (e["psnr_db"] for e in both["evaluations"])
+    assert both["differences"][0]["mean"] == pytest.approx(first - second)
     assert run("evaluate", "edsr", "Set5", "--root", tmp_path)[0] == 5
     assert run("evaluate", "edsr", tmp_path / "none")[0] == 5
     assert run("evaluate", "edsr", photo.parent, photo.parent, "--csv", table)[0] == 2
@@ -334,7 +339,7 @@ def test_info(run, model_files):
     assert "candidate bits: [4, 6, 8]" in out
     code, out, _ = run("info", "--json")
     assert code == 0
-    assert isinstance(json.loads(out), list)
+    assert {"srresnet-x4-exit", "idn-x4-exit"} <= {m["name"] for m in json.loads(out)["models"]}
 
 
 def test_float_info(run, tmp_path):

@@ -22,7 +22,12 @@ def add(commands: Any) -> None:
     evaluate.add_argument("model", metavar="MODEL", help="name of a shipped model, or a model file")
     evaluate.add_argument("data", nargs="+", metavar="DATA", help="Set5, Set14, Urban100, ... or a folder")
     evaluate.add_argument("--csv", help="file for one row per picture (one data set only)")
-    evaluate.add_argument("--json", action="store_true", help="print JSON instead of text")
+    evaluate.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object: the figures, and those of each picture; of several data sets or models a list "
+        'of such objects, "evaluations"',
+    )
     evaluate.add_argument("--against", metavar="MODEL", help="second model, compared picture by picture")
     evaluate.add_argument("--limit", type=int, help="measure only the first so many pictures")
     evaluate.add_argument("--root", help="folder of the data sets (default: the variable CADYQ_DATA)")
@@ -40,7 +45,8 @@ def run(options: argparse.Namespace) -> int:
     if options.csv is not None and len(options.data) > 1:
         raise ArgumentError("csv", options.csv, "one data set", "evaluate them one after the other")
     models = [load(name) for name in (options.model, options.against) if name is not None]
-    results: list[dict[str, Any]] = []
+    evaluations: list[dict[str, Any]] = []
+    differences: list[dict[str, Any]] = []
     for data in options.data:
         found = []
         for model in models:
@@ -52,21 +58,25 @@ def run(options: argparse.Namespace) -> int:
             write_csv(options.csv, found[0])
         if not options.json:
             for one in found:
-                print(_evaluation_text(one, header=not results and one is found[0]))
+                print(_evaluation_text(one, header=not evaluations and one is found[0]))
             if difference is not None:
                 print(
                     f"  {models[0].name} - {models[1].name}: {difference.mean:+.3f} dB, 95 % interval "
                     f"[{difference.low:+.3f}, {difference.high:+.3f}], {difference.n_images} pictures"
                 )
-        results.append(
-            {
-                "evaluations": [one.to_mapping() for one in found],
-                "difference": None if difference is None else vars(difference),
-            }
-        )
+        evaluations += [_plain(one) for one in found]
+        if difference is not None:
+            differences.append({"dataset": found[0].summary.dataset, **vars(difference)})
     if options.json:
-        print(json.dumps(results, indent=2))
+        several = {"evaluations": evaluations, "differences": differences}
+        print(json.dumps(evaluations[0] if len(evaluations) == 1 else several, indent=2))
     return 0
+
+
+def _plain(evaluation: Evaluation) -> dict[str, Any]:
+    """One object with the figures as keys of their own, and the pictures beneath."""
+    mapping = evaluation.to_mapping()
+    return {**mapping["summary"], "pictures": mapping["rows"]}
 
 
 def _evaluation_text(evaluation: Evaluation, *, header: bool) -> str:

@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     names = [options.model] if options.model is not None else shipped_models()
     records = [describe(name) for name in names]
     if options.json:
-        print(json.dumps(records[0] if options.model is not None else records, indent=2))
+        print(json.dumps(records[0] if options.model is not None else {"models": records}, indent=2))
     elif not records:
         print("no models are shipped with this installation")
     else:
