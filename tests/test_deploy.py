@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-from networks import QUANTIZATION, build_network, scene  # noqa: E402
+from networks import QUANTIZATION, build_network, scene
 
-from cadyq.config import Quantization  # noqa: E402
-from cadyq.deploy import remove_plan, write_plan  # noqa: E402
-from cadyq.errors import CheckpointError  # noqa: E402
-from cadyq.io.models import save_model  # noqa: E402
-from cadyq.io.shipped import plan_path  # noqa: E402
-from cadyq.upscale import load  # noqa: E402
+from cadyq.config import Quantization
+from cadyq.deploy import remove_plan, write_plan
+from cadyq.errors import CheckpointError
+from cadyq.io.models import save_model
+from cadyq.io.shipped import plan_path
+from cadyq.upscale import load
 
 
 def saved(path: Path, quantization: Quantization | None) -> Path:

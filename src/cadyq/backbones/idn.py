@@ -75,7 +75,7 @@ class DBlock(nn.Module):
             if i == 3:
                 kept, h = h[:, : self.kept], h[:, self.kept :]
             h = F.leaky_relu(conv(site(h, ctx)), SLOPE)
-        h = h + torch.cat((x, kept), 1)
+        h = self.compress_site.sum(h, torch.cat((x, kept), 1), ctx)
         return F.leaky_relu(self.compress(self.compress_site(h, ctx)), SLOPE)
 
 

@@ -89,7 +89,7 @@ def trace(network: nn.Module) -> Graph:
     lr = lr.view(1, 3, HEIGHT, WIDTH)
     recorder = _Recorder(lr)
     base = Context.of(lr)
-    context = _TraceContext(base.gradient, base.area)
+    context = _TraceContext(base.gradient, base.area, is_traced=True)
     context.recorder = recorder
     hooks = [
         hook

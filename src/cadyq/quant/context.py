@@ -115,6 +115,7 @@ class Context:
         budget: shift of the selectors' scores in favour of fewer (negative) or more (positive) bits.
         records: filled by the sites, in the order of the forward pass.
         band_pixels: LR pixels above which :meth:`finish` works in horizontal bands (0: never).
+        is_traced: the pass is recorded to become a plan, in which all planes lie on 16-bit grids anyway.
     """
 
     gradient: Tensor
@@ -126,6 +127,7 @@ class Context:
     budget: float = 0.0
     records: list[SiteRecord] = field(default_factory=list)
     band_pixels: int = 0
+    is_traced: bool = False
     keep: Tensor | None = None  # 1 where the current block is computed, 0 where it is skipped; (n,)
     block_outputs: list[Tensor] | None = None  # collected for attention transfer when it is a list
 

@@ -78,6 +78,16 @@ class Site(nn.Module):
         self.grid = torch.as_tensor(step, dtype=self.grid.dtype, device=self.grid.device)
         self.has_grid = step > 0
 
+    def sum(self, a: Tensor, b: Tensor, ctx: Context) -> Tensor:
+        """``a + b``, which this site reads next, of values that do not lie on its grid yet.
+
+        An integer network rounds both to the grid before it adds them (docs/numerics.md, equation 14); rounding the
+        sum alone gives another value every other time.
+        """
+        if self.has_grid and not ctx.is_traced:
+            a, b = (quantize_grid(x, self.grid, self.grid_bits) for x in (a, b))
+        return a + b
+
     if TYPE_CHECKING:
 
         def __call__(self, x: Tensor, ctx: Context) -> Tensor: ...
