@@ -239,10 +239,11 @@ def test_what_cannot_be_lowered_is_named():
         )
 
 
-def test_the_simulated_idn_adds_as_the_engine_does() -> None:
+@pytest.mark.parametrize(("name", "most"), [("idn", 0.02), ("edsr", 0.3)])  # without it 0.21 and 0.75
+def test_the_simulated_network_adds_as_the_engine_does(name: str, most: float) -> None:
     """Both addends of a block's sum lie on a 16-bit grid; rounding the sum alone moves one code in three hundred."""
-    network = build_network("idn")
-    engine = EngineRuntime(lower(network, QUANTIZATION))
+    network = build_network(name)
+    engine = EngineRuntime(lower(network, QUANTIZATION, collapsed=False))
     picture = scene(48, 64).astype(np.uint16) * 257
     ours, theirs = (
         found.pixels.astype(int)
@@ -252,4 +253,4 @@ def test_the_simulated_idn_adds_as_the_engine_does() -> None:
         )
     )
     # The result's own grid has about four of 65,535 levels to a step.
-    assert np.mean(np.abs(ours - theirs) > 4) < 0.02  # 0.2 without it
+    assert np.mean(np.abs(ours - theirs) > 4) < most

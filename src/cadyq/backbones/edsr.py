@@ -20,8 +20,10 @@ class ResidualBlock(nn.Module):
     halo = 2
     residual = True
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, stream: Site) -> None:
         super().__init__()
+        # In a tuple: the stream belongs to the network, not to the block.
+        self._stream = (stream,)
         self.conv1 = Conv2d(channels, channels, 3)
         self.conv2 = Conv2d(channels, channels, 3)
         self.site1 = Site(self.conv1, on_stream=True)
@@ -33,7 +35,7 @@ class ResidualBlock(nn.Module):
         q = self.site1(x, ctx)
         h = nn.functional.relu(self.conv1(q))
         out: Tensor = self.site_out(self.conv2(self.site2(h, ctx)), ctx)
-        return q + out
+        return self._stream[0].sum(q, out, ctx)
 
 
 class EDSR(Backbone):
@@ -46,8 +48,9 @@ class EDSR(Backbone):
         super().__init__(scale, {"channels": channels, "n_blocks": n_blocks})
         self.head = Conv2d(3, channels, 3)
         self.head_site = Site(self.head, "edge", bits=16)
-        self.body = nn.ModuleList(ResidualBlock(channels) for _ in range(n_blocks))
-        self.stream = Site(None, "stream", channels=channels)
+        stream = Site(None, "stream", channels=channels)
+        self.body = nn.ModuleList(ResidualBlock(channels, stream) for _ in range(n_blocks))
+        self.stream = stream
         self.body_end = Conv2d(channels, channels, 3)
         self.body_end_site = Site(self.body_end, "edge", on_stream=True)
         self.skip_site = Site(None, "skip", channels=channels)
