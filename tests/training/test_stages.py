@@ -160,6 +160,16 @@ def test_quantized_stages_run_on_the_engine_at_once(
     assert 4 <= fqr < 8 and model.plan is not None
 
 
+def test_a_plan_of_a_removed_network_is_not_kept(trained: Path) -> None:
+    model, plan = (trained / "run" / f"static{suffix}.safetensors" for suffix in ("", ".plan"))
+    good = plan.read_bytes()
+    model.unlink()
+    plan.write_bytes((trained / "run" / "cadyq.plan.safetensors").read_bytes())
+    assert main(arguments(trained, "--stage", "static")) == 0
+    assert load(model).candidate_bits == [8]
+    assert len(plan.read_bytes()) == len(good)
+
+
 def test_what_is_done_is_not_done_again(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (trained / "run" / "cadyq.safetensors").stat().st_mtime_ns
     assert main(arguments(trained, "--json")) == 0
