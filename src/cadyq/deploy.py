@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from cadyq.backbones import build_backbone
 from cadyq.errors import CadyqError
 from cadyq.io.models import load_model
 from cadyq.io.plans import save_plan
-from cadyq.io.shipped import MODEL_SUFFIX, PLAN_SUFFIX
+from cadyq.io.shipped import plan_beside
 from cadyq.lowering import lower
 
 __all__ = ["remove_plan", "write_plan"]
 
 
-def _path(model: str | os.PathLike[str]) -> Path:
-    name = Path(model).name.removesuffix(MODEL_SUFFIX)
-    return Path(model).with_name(name + PLAN_SUFFIX)
-
-
 def remove_plan(model: str | os.PathLike[str]) -> None:
     """Remove the plan beside a model file, if there is one: before another network takes the file's name."""
-    _path(model).unlink(missing_ok=True)
+    plan_beside(model).unlink(missing_ok=True)
 
 
 def write_plan(model: str | os.PathLike[str]) -> str:
@@ -45,7 +39,7 @@ def write_plan(model: str | os.PathLike[str]) -> str:
         return str(error)
     parameters = build_backbone(network.name, **network.config).n_parameters()
     save_plan(
-        _path(model),
+        plan_beside(model),
         plan,
         loaded.metadata,
         parameters=parameters,

@@ -14,6 +14,7 @@ __all__ = [
     "PLAN_SUFFIX",
     "default_model",
     "model_path",
+    "plan_beside",
     "plan_path",
     "shipped_models",
     "shipped_scales",
@@ -106,5 +107,11 @@ def plan_path(model: str | os.PathLike[str]) -> Path | None:
     if not path.is_file():
         path = model_path(model)
     if not path.name.endswith(PLAN_SUFFIX):
-        path = path.with_name(path.name.removesuffix(MODEL_SUFFIX) + PLAN_SUFFIX)
+        path = plan_beside(path)
     return path if path.is_file() else None
+
+
+def plan_beside(model: str | os.PathLike[str]) -> Path:
+    """Where the plan of a model file lies, whether there is one or not."""
+    path = Path(model)
+    return path.with_name(path.name.removesuffix(MODEL_SUFFIX) + PLAN_SUFFIX)
