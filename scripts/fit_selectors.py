@@ -2,7 +2,7 @@
 
     python scripts/fit_selectors.py MODEL.safetensors OUT.safetensors --fqr 5.0
 
-The model needs its plan beside it (scripts/lower_model.py); OUT gets selectors, tile and budget, and no plan yet.
+The model needs an integer form; OUT gets selectors, tile and budget.
 See `cadyq.training.supervise` for the model behind it. Only training crops are looked at.
 """
 

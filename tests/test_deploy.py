@@ -12,11 +12,11 @@ pytest.importorskip("torch")
 from networks import QUANTIZATION, build_network, scene
 
 from cadyq.config import Quantization
-from cadyq.deploy import remove_plan, write_plan
-from cadyq.errors import CheckpointError
+from cadyq.deploy import write_plan
+from cadyq.errors import ArgumentError, CheckpointError
 from cadyq.io.models import save_model
 from cadyq.io.shipped import plan_path
-from cadyq.upscale import load
+from cadyq.upscale import describe, load
 
 
 def saved(path: Path, quantization: Quantization | None) -> Path:
@@ -25,25 +25,39 @@ def saved(path: Path, quantization: Quantization | None) -> Path:
     return path
 
 
-def test_the_plan_is_what_is_run_then(tmp_path: Path) -> None:
+def test_a_model_without_a_plan_gets_one_when_it_is_loaded(tmp_path: Path) -> None:
     path = saved(tmp_path / "net.safetensors", QUANTIZATION)
     lr = scene(20, 28)
-    on_torch = load(path).upscale(lr).pixels
+    made = load(path)
+    assert plan_path(path) is None
+    found = made.upscale(lr)
+    assert found.runtime == "engine"
     assert write_plan(path) == ""
     assert plan_path(path) == tmp_path / "net.plan.safetensors"
+    stored = load(path)
+    np.testing.assert_array_equal(stored.upscale(lr).pixels, found.pixels)
+    on_torch = made.upscale(lr, runtime="torch").pixels
+    assert np.abs(found.pixels.astype(int) - on_torch).max() <= 1
+    assert describe(path)["runtime"] == "engine"
+
+
+def test_a_network_without_integer_form_says_why(tmp_path: Path) -> None:
+    path = saved(tmp_path / "net.safetensors", Quantization())
     model = load(path)
-    assert model.plan is not None
-    assert np.abs(model.upscale(lr).pixels.astype(int) - on_torch).max() <= 1
+    assert model.plan is None
+    assert "edges 'float'" in model.no_plan_because
+    assert "edges 'float'" in describe(path)["no_plan_because"]
+    with pytest.raises(ArgumentError, match="edges 'float'"):
+        model.upscale(scene(20, 28), runtime="engine")
 
 
-def test_a_network_without_integer_form_keeps_no_plan_of_another_one(tmp_path: Path) -> None:
-    """The old plan would go on to be run in the new network's place."""
+def test_a_plan_does_not_outlive_its_network(tmp_path: Path) -> None:
+    """It would go on to be run in the new network's place."""
     path = saved(tmp_path / "net.safetensors", QUANTIZATION)
     write_plan(path)
     saved(path, Quantization())
-    assert "edges 'float'" in write_plan(path)
     assert plan_path(path) is None
-    remove_plan(path)  # there is none any more
+    assert "edges 'float'" in write_plan(path)
     assert "float network" in write_plan(saved(path, None))
 
 

@@ -74,7 +74,7 @@ ALLOWED = {
     "lowering": ("errors", "config", "functional", "quant", "backbones", "engine", "lowering"),
     "bands": ("cells", "engine.exits", "functional"),
     "folders": ("errors", "io.files", "io.images", "io.journal"),
-    "upscale": ("errors", "bands", "cells", "config", "functional", "io", "engine", "quant.infer"),
+    "upscale": ("errors", "bands", "cells", "config", "functional", "io", "engine", "quant.infer", "deploy"),
     "pictures": ("errors", "cells", "functional", "io", "upscale"),
     "estimate": ("bands", "io.images", "io.stream", "pictures", "upscale"),
     "bulk": ("", "errors", "folders", "io.files", "io.journal", "io.stores", "pictures", "bulk"),

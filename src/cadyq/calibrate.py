@@ -33,7 +33,7 @@ from cadyq.backbones.graph import Graph, flatten
 from cadyq.config import Quantization
 from cadyq.data.crops import CropArrays
 from cadyq.data.sets import find_pictures
-from cadyq.deploy import remove_plan, write_plan
+from cadyq.deploy import write_plan
 from cadyq.engine.runtime import EngineRuntime
 from cadyq.errors import ArgumentError, CadyqError
 from cadyq.io.images import read_image
@@ -138,7 +138,6 @@ class Calibrated:
         Raises:
             CheckpointError: a file cannot be written.
         """
-        remove_plan(path)  # one of another network must not stand beside this one
         save_model(path, self.network, self.quantization, training=self.record, license=license)
         return write_plan(path)
 

@@ -1,22 +1,31 @@
-"""A quantized model file -> the integer engine's plan beside it, which needs no torch to be run."""
+"""A quantized network -> the integer engine's plan, in memory or beside the model file, where it needs no torch."""
 
 from __future__ import annotations
 
 import os
 
 from cadyq.backbones import build_backbone
-from cadyq.errors import CadyqError
-from cadyq.io.models import load_model
-from cadyq.io.plans import save_plan
+from cadyq.errors import CadyqError, UnsupportedError
+from cadyq.io.models import LoadedModel, load_model
+from cadyq.io.plans import LoadedPlan, save_plan
 from cadyq.io.shipped import plan_beside
 from cadyq.lowering import lower
 
-__all__ = ["remove_plan", "write_plan"]
+__all__ = ["lowered", "write_plan"]
 
 
-def remove_plan(model: str | os.PathLike[str]) -> None:
-    """Remove the plan beside a model file, if there is one: before another network takes the file's name."""
-    plan_beside(model).unlink(missing_ok=True)
+def lowered(loaded: LoadedModel) -> LoadedPlan:
+    """The integer form of a loaded network.
+
+    Raises:
+        CadyqError: there is none; the message says why.
+    """
+    network = loaded.network
+    if loaded.quantization is None:
+        raise UnsupportedError("a float network has no integer form; quantize it first")
+    plan = lower(network, loaded.quantization)
+    parameters = build_backbone(network.name, **network.config).n_parameters()
+    return LoadedPlan(plan, parameters, network.radius, loaded.exit_rule, loaded.metadata)
 
 
 def write_plan(model: str | os.PathLike[str]) -> str:
@@ -28,22 +37,19 @@ def write_plan(model: str | os.PathLike[str]) -> str:
     Raises:
         CheckpointError: the model file cannot be read, or the plan not be written.
     """
-    remove_plan(model)
+    path = plan_beside(model)
+    path.unlink(missing_ok=True)
     loaded = load_model(model)
-    network = loaded.network
-    if loaded.quantization is None:
-        return "a float network has no integer form"
     try:
-        plan = lower(network, loaded.quantization)
+        plan = lowered(loaded)
     except CadyqError as error:
         return str(error)
-    parameters = build_backbone(network.name, **network.config).n_parameters()
     save_plan(
-        plan_beside(model),
-        plan,
-        loaded.metadata,
-        parameters=parameters,
-        radius=network.radius,
-        exit_rule=loaded.exit_rule,
+        path,
+        plan.plan,
+        plan.metadata,
+        parameters=plan.parameters,
+        radius=plan.radius,
+        exit_rule=plan.exit_rule,
     )
     return ""

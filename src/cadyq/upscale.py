@@ -22,7 +22,7 @@ from cadyq.bands import ArrayRows, Bands, RowSource, part_of
 from cadyq.cells import Force, Inferred, Levels, SiteCost
 from cadyq.config import to_mapping
 from cadyq.engine.runtime import MAX_TILE, EngineRuntime
-from cadyq.errors import ArgumentError, MissingExtraError
+from cadyq.errors import ArgumentError, CadyqError, MissingExtraError
 from cadyq.functional.alpha import fill_transparent
 from cadyq.functional.cost import ZeroShare, bitops, fqr, zero_share
 from cadyq.functional.image import gray
@@ -215,14 +215,14 @@ class StreamedResult:
 
 
 class Model:
-    """A loaded network, ready to upscale. `load` makes it.
+    """A loaded network, ready to upscale. `load` makes it, and `of`.
 
     It has up to two forms: a plan, which the integer engine runs without torch, and the fake-quantised network on
-    torch, which is loaded when it is first asked for.
+    torch, which is loaded when it is first asked for, or when a plan has to be made of it.
 
     Attributes:
         name: what it was loaded as.
-        plan: the integer form, or None.
+        plan: the integer form, or None; ``no_plan_because`` says why there is none.
         sites: the sites that are counted, see `SiteCost`.
         scale: how many times wider and higher the result is.
         tile: side of the tiles it was made for, in LR pixels.
@@ -231,9 +231,15 @@ class Model:
         metadata: the file's record.
     """
 
-    def __init__(self, loaded: LoadedModel | None, name: str = "", plan: LoadedPlan | None = None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel | None,
+        name: str = "",
+        plan: LoadedPlan | None = None,
+        no_plan_because: str = "",
+    ) -> None:
         self._loaded = loaded
-        self.plan = plan
+        self.plan, self.no_plan_because = plan, no_plan_because
         self.engine = EngineRuntime(plan.plan) if plan is not None else None
         if plan is not None and self.engine is not None:
             self.name = name
@@ -250,6 +256,16 @@ class Model:
             self.scale, self.radius = loaded.network.scale, loaded.network.radius
             self.tile = quantization.tile if quantization is not None else DEFAULT_TILE
             self.exit_rule, self.metadata = loaded.exit_rule, loaded.metadata
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, name: str = "") -> Model:
+        """A model from its network on torch; a plan is made of it where it has an integer form."""
+        from cadyq.deploy import lowered
+
+        try:
+            return cls(loaded, name, lowered(loaded))
+        except CadyqError as error:
+            return cls(loaded, name, no_plan_because=str(error))
 
     @property
     def loaded(self) -> LoadedModel:
@@ -268,17 +284,17 @@ class Model:
         return sorted(offered | ({0} if self.exit_rule is not None else set()))
 
     def runtime(self, mode: Mode, tile: int, wanted: Runtime = "auto") -> Runtime:
-        """Which runtime serves a mode: the engine where there is a plan, for tiles it can hold; else torch.
+        """Which runtime serves a mode: the engine where it can run the model, for tiles it can hold; else torch.
 
         Raises:
             ArgumentError: the engine is wanted where it cannot run.
         """
         fits = self.engine is not None and mode == "tiles" and tile <= MAX_TILE
         if wanted == "engine" and not fits:
-            reason = (
-                "a model with a plan" if self.engine is None else f"mode 'tiles', tiles of at most {MAX_TILE}"
-            )
-            raise ArgumentError("runtime", wanted, f"'torch', as the engine needs {reason}")
+            reason = f"the engine needs mode 'tiles' and tiles of at most {MAX_TILE}"
+            if self.engine is None:
+                reason = f"the engine cannot run this model ({self.no_plan_because or 'it has no plan'})"
+            raise ArgumentError("runtime", wanted, f"'torch', as {reason}")
         if wanted not in get_args(Runtime):
             raise ArgumentError("runtime", wanted, f"one of {', '.join(get_args(Runtime))}")
         return "engine" if fits and wanted != "torch" else "torch"
@@ -499,6 +515,7 @@ def describe(model: str | os.PathLike[str]) -> dict[str, Any]:
         "backbone": kind,
         "scale": found.scale,
         "runtime": "engine" if found.engine is not None else "torch",
+        "no_plan_because": found.no_plan_because,
         "isa": found.engine.isa() if found.engine is not None else None,
         "parameters": plain,
         "parameters_of_quantization": added,
@@ -516,7 +533,7 @@ def describe(model: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load(model: str | os.PathLike[str] | None = None, scale: int | None = None) -> Model:
-    """Load a model.
+    """Load a model: its plan, or else the network on torch and, where it has an integer form, a plan made of it.
 
     Args:
         model: name of a shipped model, or a model file; None is the shipped one for ``scale``.
@@ -530,8 +547,9 @@ def load(model: str | os.PathLike[str] | None = None, scale: int | None = None) 
     name = os.fspath(model) if model is not None else default_model(4 if scale is None else scale)
     model_path(name)
     plan = plan_path(name)
-    loaded = None if plan is not None else _torch_side().load_model(name)
-    result = Model(loaded, name, None if plan is None else load_plan(plan))
+    result = (
+        Model.of(_torch_side().load_model(name), name) if plan is None else Model(None, name, load_plan(plan))
+    )
     if scale is not None and result.scale != scale:
         raise ArgumentError(
             "scale", scale, f"{result.scale}, which is what {name} does", "choose another model"

@@ -1,10 +1,6 @@
 """A folder of small networks, and of small pictures that go by the names of the real sets."""
 
 import dataclasses
-import runpy
-import sys
-from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 from networks import QUANTIZATION, save_network, scene
@@ -20,7 +16,7 @@ STATIC = dataclasses.replace(QUANTIZATION, bits=(8,), dynamic=False)
 
 @pytest.fixture(scope="session")
 def folder_of_networks(tmp_path_factory):
-    """SRResNet float, PAMS and CADyQ with plans; CARN CADyQ and {4, 8}; EDSR with LinQ; a photo network."""
+    """SRResNet float, PAMS and CADyQ; CARN CADyQ and {4, 8}; EDSR with LinQ; a photo network."""
     from cadyq.io.models import load_model, save_model
 
     folder = tmp_path_factory.mktemp("networks")
@@ -39,16 +35,7 @@ def folder_of_networks(tmp_path_factory):
         save_model(
             path, loaded.network, loaded.quantization, training={"steps": 40_000 if "edsr" in name else 7}
         )
-        if backbone == "srresnet" and quantization is not None:
-            _lower(path)
     return folder
-
-
-def _lower(path):
-    """Write the plan beside a model file, as the script does."""
-    script = str(Path(__file__).parents[2] / "scripts" / "lower_model.py")
-    with patch.object(sys, "argv", [script, str(path)]):
-        runpy.run_path(script, run_name="__main__")
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,8 @@ def test_scan(folder_of_networks):
         "carn-cadyq-48": "CADyQ{4;8}",
         "edsr-linq": "LinQ",
     }
-    assert found["srresnet-cadyq"].has_plan
-    assert not found["carn-cadyq"].has_plan
+    assert found["srresnet-cadyq"].runtime == "engine"
+    assert found["edsr-linq"].runtime == "torch"
     assert found["srresnet-cadyq"].schedule == "short (7 updates)"
     assert found["edsr-linq"].schedule == "full"
     assert found["srresnet-photo"].degradation == "photo"

@@ -89,26 +89,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _plan(model: str) -> Plan:
-    """The model's plan, lowered now if there is none beside it."""
-    from cadyq.errors import MissingExtraError, UnsupportedError
-    from cadyq.io.plans import load_plan
-    from cadyq.io.shipped import plan_path
+    from cadyq.errors import UnsupportedError
+    from cadyq.upscale import load
 
-    path = plan_path(model)
-    if path is not None:
-        return load_plan(path).plan
-    try:
-        from cadyq.io.models import load_model
-        from cadyq.lowering import lower
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"{error.name} is not installed, and this model has no plan yet; install it with: "
-            "pip install 'cadyq[torch]'"
-        ) from error
-    found = load_model(model)
-    if found.quantization is None:
-        raise UnsupportedError(f"{model} is a float network; quantize it first")
-    return lower(found.network, found.quantization)
+    found = load(model)
+    if found.plan is None:
+        raise UnsupportedError(f"{model} cannot be exported: {found.no_plan_because}")
+    return found.plan.plan
 
 
 def _crops(folder: str) -> list[Any]:

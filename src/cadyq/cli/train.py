@@ -73,14 +73,12 @@ def run(options: argparse.Namespace) -> int:
     no_plan: dict[str, str] = {}
     with _session(options, training) as session:
         for stage in stages:
-            was_done = (session.folder / f"{stage.name}.safetensors").is_file()
             with _watched(session, stage.name, stage.recipe.steps):
                 result = run_stage(training, stage, session)
             if result is None:
                 break
             if session.workers.rank == 0 and stage.quantization is not None:
-                # A plan beside a network that was just trained is that of one that was removed.
-                no_plan[stage.name] = "" if was_done and plan_path(result) else write_plan(result)
+                no_plan[stage.name] = "" if plan_path(result) else write_plan(result)
         if session.workers.rank == 0:
             _print([_summary(session, stage, no_plan.get(stage.name)) for stage in stages], options)
     return 0

@@ -15,7 +15,7 @@ from cadyq.config import Quantization, from_mapping, to_mapping
 from cadyq.errors import CheckpointError
 from cadyq.functional.exit import ExitRule
 from cadyq.io.checkpoints import load_checkpoint, save_checkpoint
-from cadyq.io.shipped import model_path
+from cadyq.io.shipped import model_path, plan_beside
 from cadyq.quant.convert import convert
 from cadyq.quant.layers import Conv2d, ConvTranspose2d
 from cadyq.quant.site import sites_of
@@ -63,7 +63,8 @@ def save_model(
 ) -> None:
     """Write a network as a model file; weights that are used with 8 bits are stored with 8 bits.
 
-    With ``half`` the other weights (not biases, clips or scales) are rounded to float16, to save space.
+    With ``half`` the other weights (not biases, clips or scales) are rounded to float16, to save space. A plan
+    beside the file is removed: it is that of the network that was there before.
     """
     tensors: dict[str, NDArray[Any]] = {}
     packed = {
@@ -96,6 +97,7 @@ def save_model(
         "figures": dict(figures or {}),
         "license": license,
     }
+    plan_beside(path).unlink(missing_ok=True)
     save_checkpoint(path, tensors, metadata)
 
 

@@ -20,7 +20,7 @@ from cadyq.functional.tiling import published_patches
 from cadyq.report import published
 from cadyq.report.bench import Bench, figures_of
 from cadyq.report.lab import Lab, Request, lr_sizes
-from cadyq.report.networks import PAPER_STEPS, Network
+from cadyq.report.networks import PAPER_STEPS, Network, find
 from cadyq.report.table import Column, Table
 from cadyq.report.timing import Timed, cpu_name, interleaved, with_tile
 
@@ -322,7 +322,7 @@ def s8(bench: Bench) -> Table:
     names = ["carn", *(n.backbone for n in bench.dynamic() if n.backbone != "carn")]
     repeats = 3 if bench.lab.quick else 9
     for backbone in names:
-        dynamic, static = bench.find(backbone, 4, "CADyQ"), bench.find(backbone, 4, "PAMS")
+        dynamic, static = _executed(bench, backbone, "CADyQ"), _executed(bench, backbone, "PAMS")
         group = "CARN, the paper's backbone" if backbone == "carn" else f"{backbone}, ours only"
         timed, counted, why = _overhead(bench, dynamic, static, repeats)
         for key, text in _S8.items():
@@ -386,6 +386,13 @@ def s8(bench: Bench) -> Table:
     )
 
 
+def _executed(bench: Bench, backbone: str, method: str) -> Network | None:
+    """The best x4 network of this kind that the integer engine runs, else the best of all."""
+    fitting = [n for n in bench.networks if (n.backbone, n.scale, n.method) == (backbone, 4, method)]
+    executed = [n for n in fitting if n.runtime == "engine"]
+    return find(executed or fitting, backbone, 4, method)
+
+
 def _overhead(
     bench: Bench, dynamic: Network | None, static: Network | None, repeats: int
 ) -> tuple[dict[str, Timed], dict[str, float], str]:
@@ -398,7 +405,7 @@ def _overhead(
         return {}, {}, "not trained"
     model = bench.subject(dynamic).load()
     if model.plan is None or model.engine is None:
-        return {}, {}, "no plan: the integer engine does not run it"
+        return {}, {}, f"not run by the integer engine: {model.no_plan_because}"
     if bench.lab.is_planning:
         return {}, {}, "planned"
     plan, threads = model.plan.plan, bench.lab.threads

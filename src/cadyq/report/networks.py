@@ -6,12 +6,14 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cadyq.errors import ArgumentError
 from cadyq.io.checkpoints import load_checkpoint
-from cadyq.io.shipped import MODEL_SUFFIX, PLAN_SUFFIX, model_path, plan_path, shipped_models
+from cadyq.io.shipped import MODEL_SUFFIX, PLAN_SUFFIX, model_path, plan_beside, plan_path, shipped_models
+from cadyq.upscale import load
 
 __all__ = ["PAPER_STEPS", "Network", "find", "read_network", "scan"]
 
@@ -40,7 +42,6 @@ class Network:
         bits: candidate bit-widths; (32,) in a float network.
         conversion: how it was quantized, empty for a float network.
         training: the record of its training.
-        has_plan: whether the integer engine runs it.
     """
 
     name: str
@@ -51,7 +52,12 @@ class Network:
     bits: tuple[int, ...]
     conversion: Mapping[str, Any] = field(repr=False)
     training: Mapping[str, Any] = field(repr=False)
-    has_plan: bool
+
+    @cached_property
+    def runtime(self) -> str:
+        """``engine`` or ``torch``: what runs it in tiles."""
+        model = load(self.path)
+        return model.runtime("tiles", model.tile)
 
     @property
     def steps(self) -> int | None:
@@ -117,7 +123,7 @@ class Network:
         return {
             "network": self.name,
             "schedule": self.schedule,
-            "runtime": "engine" if self.has_plan else "torch",
+            "runtime": self.runtime,
         }
 
 
@@ -157,7 +163,7 @@ def find(networks: Iterable[Network], backbone: str, scale: int, method: str) ->
 
 def _read(name: str, path: Path) -> Network:
     if not path.is_file():  # a plan alone
-        path = path.with_name(name + PLAN_SUFFIX)
+        path = plan_beside(path)
     _, metadata = load_checkpoint(path)
     quantization = metadata.get("quantization", {})
     conversion = quantization.get("conversion", {})
@@ -171,7 +177,6 @@ def _read(name: str, path: Path) -> Network:
         bits if conversion.get("dynamic") else bits[-1:],
         conversion,
         metadata.get("training", {}),
-        plan_path(path) is not None,
     )
 
 

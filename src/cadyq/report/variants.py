@@ -6,7 +6,6 @@ the networks as ``selectors/NAME.safetensors``, a few kilobytes each.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from cadyq.errors import CadyqError, CheckpointError, UnsupportedError
+from cadyq.errors import CadyqError, CheckpointError
 from cadyq.functional.image import gray, laplacian, sobel
 from cadyq.functional.tiling import Grid
 from cadyq.io.checkpoints import load_checkpoint
@@ -210,7 +209,6 @@ def _with_selectors(network: Network, fitted: Fitted, name: str) -> Model:
     import torch
 
     from cadyq.io.models import load_model
-    from cadyq.lowering import lower
     from cadyq.quant.selector import BitSelector
     from cadyq.quant.site import sites_of
 
@@ -237,10 +235,4 @@ def _with_selectors(network: Network, fitted: Fitted, name: str) -> Model:
                 bias += float(steps[level]) if level < len(steps) else 0.0
                 level += 1
         site.selector = selector
-    plan = load(network.path).plan
-    if plan is not None:
-        try:
-            plan = dataclasses.replace(plan, plan=lower(loaded.network, loaded.quantization))
-        except UnsupportedError:
-            plan = None
-    return Model(loaded, f"{network.name} {name}", plan)
+    return Model.of(loaded, f"{network.name} {name}")
