@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from typing import cast
@@ -94,6 +95,7 @@ def _last_chain(graph: Graph, users: list[list[int]]) -> list[int]:
     return chain
 
 
+@torch.no_grad()
 def _run(parts: list[Node], x: Tensor) -> Tensor:
     for part in parts:
         if part.op == "shuffle":
@@ -105,39 +107,35 @@ def _run(parts: list[Node], x: Tensor) -> Tensor:
     return x
 
 
+@torch.no_grad()
+def _transposed(parts: list[Node], y: Tensor) -> Tensor:
+    """The chain without its biases, backwards: how much every input counts in a weighted sum of outputs."""
+    for part in reversed(parts):
+        if part.op == "shuffle":
+            y = F.pixel_unshuffle(y, int(part.value))
+            continue
+        conv = cast(Conv2d, part.module)
+        y = F.conv_transpose2d(y, conv.weight.double().cpu(), None, 1, conv.padding, 0, conv.groups)
+    return y
+
+
 def _composed(parts: list[Node], c_in: int, radius: int, level: int) -> tuple[Tensor, Tensor]:
-    """Weights and biases by the chain's responses to units on pictures that show every border."""
+    """Weights and biases of a pixel's results, at every border: what the transposed chain makes of units there."""
     side = 2 * radius + 1
     # Where each case of a row (or column) is seen: size of the picture, and pixel.
     cases = [(side, radius), (side, 0), (side, side - 1), (1, 0)]
-    found: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
     weights, biases = [], []
     for height, y in cases:
         for width, x in cases:
-            if (height, width) not in found:
-                found[height, width] = _responses(parts, c_in, height, width)
-            responses, rest = found[height, width]
-            box = (slice(y * level, (y + 1) * level), slice(x * level, (x + 1) * level))
-            # (C_in, H, W, C, level, level) -> outputs (row, column, channel), then (C_in, H, W)
-            own = responses[..., box[0], box[1]].permute(4, 5, 3, 0, 1, 2).flatten(0, 2)
-            weight = own.new_zeros(own.shape[0], c_in, side, side)
-            for iy in range(max(0, y - radius), min(height, y + radius + 1)):
-                for ix in range(max(0, x - radius), min(width, x + radius + 1)):
-                    weight[:, :, iy - y + radius, ix - x + radius] = own[:, :, iy, ix]
-            weights.append(weight)
-            biases.append(rest[:, box[0], box[1]].permute(1, 2, 0).flatten())
+            rest = _run(parts, torch.zeros(1, c_in, height, width, dtype=torch.float64))[0]
+            rows, cols = slice(y * level, (y + 1) * level), slice(x * level, (x + 1) * level)
+            biases.append(rest[:, rows, cols].permute(1, 2, 0).flatten())
+            # Outputs (row, column, channel) as a batch of units.
+            units = rest.new_zeros(level, level, rest.shape[0], *rest.shape)
+            for row, col, channel in itertools.product(*map(range, units.shape[:3])):
+                units[row, col, channel, channel, y * level + row, x * level + col] = 1
+            own = _transposed(parts, units.flatten(0, 2))
+            # From the picture to the window around the pixel, which may reach beyond it.
+            window = (radius - x, x + radius + 1 - width, radius - y, y + radius + 1 - height)
+            weights.append(F.pad(own, window))
     return torch.stack(weights), torch.stack(biases)
-
-
-@torch.no_grad()
-def _responses(parts: list[Node], c_in: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Response to a unit at every channel and pixel, (C_in, H, W, C, level H, level W), and to nothing."""
-    rest = _run(parts, torch.zeros(1, c_in, height, width, dtype=torch.float64))[0]
-    rows = []
-    for y in range(height):
-        for x in range(width):
-            units = torch.zeros(c_in, c_in, height, width, dtype=torch.float64)
-            units[torch.arange(c_in), torch.arange(c_in), y, x] = 1
-            rows.append(_run(parts, units) - rest)
-    stacked = torch.stack(rows, 1).unflatten(1, (height, width))
-    return stacked, rest
