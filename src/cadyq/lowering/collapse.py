@@ -115,7 +115,8 @@ def _transposed(parts: list[Node], y: Tensor) -> Tensor:
             y = F.pixel_unshuffle(y, int(part.value))
             continue
         conv = cast(Conv2d, part.module)
-        y = F.conv_transpose2d(y, conv.weight.double().cpu(), None, 1, conv.padding, 0, conv.groups)
+        padding = cast(tuple[int, int], conv.padding)
+        y = F.conv_transpose2d(y, conv.weight.double().cpu(), None, 1, padding, 0, conv.groups)
     return y
 
 
