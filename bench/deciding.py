@@ -21,17 +21,16 @@ from cadyq.engine.plan import Plan
 from cadyq.engine.run import Engine
 from cadyq.engine.runtime import with_budget
 from cadyq.engine.synthetic import random_picture, random_plan
-from cadyq.io.plans import load_plan
-from cadyq.io.shipped import plan_path
 from cadyq.report.timing import interleaved
+from cadyq.upscale import load
 
 ALWAYS = 1e6  # budget at which the most bits win every tile
 
 
 def pairs() -> dict[str, tuple[Plan, Plan]]:
     """Static and dynamic plans by name."""
-    paths = [plan_path(name) for name in ("srresnet-x4-pams8", "srresnet-x4-cadyq")]
-    static, dynamic = (load_plan(path).plan for path in paths if path is not None)
+    found = [load(name).plan for name in ("srresnet-x4-pams8", "srresnet-x4-cadyq")]
+    static, dynamic = (loaded.plan for loaded in found if loaded is not None)
     result = {"srresnet-x4": (static, dynamic)}
     for name, shape in SHAPES.items():
         one, three = (random_plan(replace(shape, tile=dynamic.tile, bits=bits)) for bits in ((8,), (4, 6, 8)))

@@ -29,8 +29,6 @@ from cadyq.data.sets import load_pairs
 from cadyq.engine.plan import Block, Plan
 from cadyq.engine.run import Engine
 from cadyq.functional.fidelity import psnr_y
-from cadyq.io.plans import load_plan
-from cadyq.io.shipped import plan_path
 from cadyq.upscale import Model, load
 
 Call: TypeAlias = Callable[[Levels], Levels]
@@ -74,10 +72,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     options = parser.parse_args()
     dynamic, static = load(options.dynamic), load(options.static)
-    threads, path = options.threads, plan_path(options.static)
-    if path is None:
-        parser.error(f"--static: {options.static} has no plan beside it")
-    plan = load_plan(path).plan
+    if static.plan is None:
+        parser.error(f"--static: {options.static} has no integer form: {static.no_plan_because}")
+    threads, plan = options.threads, static.plan.plan
     assert dynamic.engine is not None
     print(cpu())
     print(f"{dynamic.engine.isa()}, {threads} threads, commit {commit()}")

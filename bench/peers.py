@@ -56,8 +56,7 @@ from cadyq.functional.image import to_levels
 from cadyq.io.files import write_atomic
 from cadyq.io.importers import import_float
 from cadyq.io.models import load_model
-from cadyq.io.plans import save_plan
-from cadyq.io.shipped import plan_path, shipped_models
+from cadyq.io.plans import LoadedPlan, save_plan
 from cadyq.lowering import lower
 from cadyq.quant.context import Context
 from cadyq.quant.convert import calibrate, convert, observe, scale_clips
@@ -226,23 +225,18 @@ def export(network: nn.Module, folder: Path) -> None:
         )
 
 
-def save_static(name: str, network: Backbone, is_trained: bool, crops: Any, path: Path) -> str:
+def save_static(name: str, network: Backbone, crops: Any, path: Path) -> str:
     """Write the plan of our static 8-bit network; the answer says where it comes from.
 
     Raises:
         UnsupportedError: the engine has no integer form of the network.
     """
-    shipped = f"{name}-x4-pams8"
-    found = plan_path(shipped) if is_trained and shipped in shipped_models() else None
-    if found is not None:
-        path.write_bytes(found.read_bytes())
-        return "shipped, fine-tuned"
     batches = [torch.from_numpy(planar(part)) for part in np.array_split(crops, max(1, len(crops) // 8))]
     converted = convert(network, STATIC8).eval()
     calibrate(converted, observe(network, batches), STATIC8)
     scale_clips(converted, network, batches[0])
     plan = lower(converted, STATIC8)
-    save_plan(path, plan, {"backbone": name, "scale": 4}, parameters=0, radius=network.radius)
+    save_plan(path, LoadedPlan(plan, 0, network.radius, None, {"backbone": name, "scale": 4}))
     return "calibrated, not fine-tuned"
 
 
@@ -449,7 +443,7 @@ def run_case(name: str, args: argparse.Namespace, python: str) -> list[str]:
     try:
         for one in everybody:
             if one.kind == "cadyq":
-                one.note = save_static(name, network, is_trained, crops, one.model)
+                one.note = save_static(name, network, crops, one.model)
     except UnsupportedError as error:
         one.missing = str(error)
     exported: nn.Module = network

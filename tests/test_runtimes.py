@@ -10,10 +10,11 @@ import torch
 from cadyq.audit import audit
 from cadyq.backbones import BACKBONES, build_backbone
 from cadyq.config import Quantization
+from cadyq.deploy import write_plan
 from cadyq.engine import reference
 from cadyq.errors import ArgumentError, CheckpointError, UnsupportedError
-from cadyq.io.models import load_model, save_model
-from cadyq.io.plans import load_plan, save_plan
+from cadyq.io.models import save_model
+from cadyq.io.plans import LoadedPlan, load_plan, save_plan
 from cadyq.lowering import lower
 from cadyq.quant.convert import calibrate, convert, observe
 from cadyq.quant.site import sites_of
@@ -41,13 +42,8 @@ def files(tmp_path_factory):
     model = folder / "small-x4.safetensors"
     save_model(model, network, config)
     metadata = {"backbone": "srresnet", "scale": 4, "quantization": {}, "license": "Apache-2.0"}
-    save_plan(
-        folder / "small-x4.plan.safetensors",
-        lower(network, config),
-        metadata,
-        parameters=1,
-        radius=network.radius,
-    )
+    plan = LoadedPlan(lower(network, config), 1, network.radius, None, metadata)
+    save_plan(folder / "small-x4.plan.safetensors", plan)
     return model
 
 
@@ -153,15 +149,7 @@ def test_the_audit_looks_at_the_network_on_torch_even_where_there_is_a_plan(file
 def test_every_backbone_with_a_plan_runs_in_integers(name, model_files, tmp_path):
     model = tmp_path / f"{name}.safetensors"
     shutil.copy(model_files[name], model)
-    found = load_model(model)
-    network, plan = found.network, lower(found.network, found.quantization)
-    save_plan(
-        tmp_path / f"{name}.plan.safetensors",
-        plan,
-        found.metadata,
-        parameters=network.n_parameters(),
-        radius=network.radius,
-    )
+    assert write_plan(model) == ""
     ours = load(model).upscale(picture(30, 40))
     theirs = load(model).upscale(picture(30, 40), runtime="torch")
     assert (ours.runtime, theirs.runtime) == ("engine", "torch")

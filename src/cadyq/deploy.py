@@ -44,12 +44,5 @@ def write_plan(model: str | os.PathLike[str]) -> str:
         plan = lowered(loaded)
     except CadyqError as error:
         return str(error)
-    save_plan(
-        path,
-        plan.plan,
-        plan.metadata,
-        parameters=plan.parameters,
-        radius=plan.radius,
-        exit_rule=plan.exit_rule,
-    )
+    save_plan(path, plan)
     return ""

@@ -15,7 +15,7 @@ def noise(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-@pytest.fixture(scope="module", params=["srresnet-x4-cadyq", "srresnet-x4-pams8"])
+@pytest.fixture(scope="module", params=["srresnet-x4-cadyq", "srresnet-x4-exit"])
 def loaded(request):
     return load_plan(plan_path(request.param))
 

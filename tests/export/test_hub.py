@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from networks import scene
+from networks import save_network, scene
 
+from cadyq.config import Quantization
 from cadyq.errors import ArgumentError, CadyqError, CheckpointError, MissingExtraError
 from cadyq.export.hub import from_pretrained, push_to_hub, save_pretrained
 from cadyq.upscale import load
@@ -65,8 +66,10 @@ def test_folder_and_back(tmp_path):
     assert hub.ModelCard(card).data.license == "apache-2.0"
 
 
-def test_model_without_a_plan(model_files, tmp_path):
-    model = load(model_files["idn"])
+def test_model_without_a_plan(tmp_path):
+    """It does not keep the plan of the model whose place it takes."""
+    save_pretrained(load("srresnet-x4-exit"), tmp_path / "out")
+    model = load(save_network(tmp_path / "m.safetensors", "idn", Quantization()))
     folder = save_pretrained(model, tmp_path / "out")
     assert not (folder / "model.plan.safetensors").exists()
     picture = scene(16, 16)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from cadyq.errors import ArgumentError, CadyqError, MissingExtraError
 from cadyq.io.files import replacing
-from cadyq.io.shipped import model_path, plan_path
+from cadyq.io.plans import save_plan
+from cadyq.io.shipped import model_path
 
 if TYPE_CHECKING:
     from cadyq.upscale import Model
@@ -43,11 +44,11 @@ def save_pretrained(model: Model, folder: str | os.PathLike[str]) -> Path:
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    sources = {MODEL: model_path(model.name), PLAN: plan_path(model.name)}
-    for name, source in sources.items():
-        if source is not None:
-            with replacing(target / name) as temporary:
-                shutil.copyfile(source, temporary)
+    (target / PLAN).unlink(missing_ok=True)  # of the model that was there before
+    with replacing(target / MODEL) as temporary:
+        shutil.copyfile(model_path(model.name), temporary)
+    if model.plan is not None:
+        save_plan(target / PLAN, model.plan)
     with replacing(target / CARD) as temporary:
         temporary.write_text(_card(model), encoding="utf-8")
     return target

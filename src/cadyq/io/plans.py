@@ -6,7 +6,6 @@ Reading one needs NumPy and safetensors only.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +27,7 @@ class LoadedPlan:
         parameters: of the network that it was lowered from, without what quantisation added.
         radius: receptive radius in LR pixels.
         exit_rule: which cells leave before the body, or ``None``.
-        metadata: the file's record (training, figures, license, conversion).
+        metadata: the model file's record (training, figures, license, conversion).
     """
 
     plan: Plan
@@ -38,23 +37,15 @@ class LoadedPlan:
     metadata: dict[str, Any]
 
 
-def save_plan(
-    path: str | os.PathLike[str],
-    plan: Plan,
-    metadata: Mapping[str, Any],
-    *,
-    parameters: int,
-    radius: int,
-    exit_rule: ExitRule | None = None,
-) -> None:
-    """Write a plan; ``metadata`` is that of the model file it was lowered from."""
-    arrays, meta = to_arrays(plan)
-    record = dict(metadata.get("quantization", {}))
+def save_plan(path: str | os.PathLike[str], loaded: LoadedPlan) -> None:
+    """Write a plan, an existing one is replaced as a whole. Raises `CheckpointError` if it cannot be written."""
+    arrays, meta = to_arrays(loaded.plan)
+    record = dict(loaded.metadata.get("quantization", {}))
     record.pop("exit", None)
-    record["plan"] = {"data": meta, "parameters": parameters, "radius": radius}
-    if exit_rule is not None:
-        record["exit"] = exit_rule.to_mapping()
-    kept = {k: v for k, v in metadata.items() if k != "format_version"}
+    record["plan"] = {"data": meta, "parameters": loaded.parameters, "radius": loaded.radius}
+    if loaded.exit_rule is not None:
+        record["exit"] = loaded.exit_rule.to_mapping()
+    kept = {k: v for k, v in loaded.metadata.items() if k != "format_version"}
     save_checkpoint(path, arrays, {**kept, "quantization": record})
 
 
