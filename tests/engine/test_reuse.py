@@ -46,7 +46,7 @@ def moving(height, width, n, size=6, step=5):
 
 
 def test_something_moves(loaded):
-    reusing = check(loaded, moving(150, 330, 4))
+    reusing = check(loaded, moving(40, 330, 3))
     assert reusing.n_computed < reusing.n_tiles
 
 
@@ -61,7 +61,7 @@ def test_everything_changes_and_sizes_too(loaded):
 
 
 def test_one_pixel_at_an_edge(loaded):
-    first = next(moving(61, 300, 1))
+    first = next(moving(37, 290, 1))
     second = first.copy()
     second[-1, -1] ^= 3
     reusing = check(loaded, [first, second, first])
@@ -80,7 +80,7 @@ def test_the_radius_matters():
     """Without the radius results are wrong: the comparison can fail."""
     plan = load_plan(plan_path("srresnet-x4-cadyq"))
     with pytest.raises(AssertionError):
-        check(plan, moving(100, 300, 3), radius=0)
+        check(plan, moving(40, 290, 2), radius=0)
 
 
 def test_forced_bits_are_not_remembered(loaded):
