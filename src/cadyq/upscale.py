@@ -515,7 +515,7 @@ def describe(model: str | os.PathLike[str]) -> dict[str, Any]:
         "backbone": kind,
         "scale": found.scale,
         "runtime": "engine" if found.engine is not None else "torch",
-        "no_plan_because": found.no_plan_because,
+        "no_plan_because": found.no_plan_because or None,
         "isa": found.engine.isa() if found.engine is not None else None,
         "parameters": plain,
         "parameters_of_quantization": added,
@@ -565,7 +565,7 @@ def _torch_side() -> Any:
         if error.name is None or error.name.split(".")[0] != "torch":
             raise
         raise MissingExtraError(
-            "torch is not installed, and models run on it; install it with: pip install 'cadyq[torch]'"
+            "torch is not installed, and models without a plan beside them need it; install it with: pip install 'cadyq[torch]'"
         ) from error
     return models
 
