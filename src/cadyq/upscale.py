@@ -565,7 +565,8 @@ def _torch_side() -> Any:
         if error.name is None or error.name.split(".")[0] != "torch":
             raise
         raise MissingExtraError(
-            "torch is not installed, and models without a plan beside them need it; install it with: pip install 'cadyq[torch]'"
+            "torch is not installed, and a model without a plan beside it needs it; install it with: "
+            "pip install 'cadyq[torch]'"
         ) from error
     return models
 
