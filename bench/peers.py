@@ -225,8 +225,8 @@ def export(network: nn.Module, folder: Path) -> None:
         )
 
 
-def save_static(name: str, network: Backbone, crops: Any, path: Path) -> str:
-    """Write the plan of our static 8-bit network; the answer says where it comes from.
+def save_static(name: str, network: Backbone, crops: Any, path: Path) -> None:
+    """Write the plan of our static 8-bit network, calibrated on the crops and not fine-tuned.
 
     Raises:
         UnsupportedError: the engine has no integer form of the network.
@@ -237,7 +237,6 @@ def save_static(name: str, network: Backbone, crops: Any, path: Path) -> str:
     scale_clips(converted, network, batches[0])
     plan = lower(converted, STATIC8)
     save_plan(path, LoadedPlan(plan, 0, network.radius, None, {"backbone": name, "scale": 4}))
-    return "calibrated, not fine-tuned"
 
 
 def planar(pictures: Any) -> Any:
@@ -443,7 +442,8 @@ def run_case(name: str, args: argparse.Namespace, python: str) -> list[str]:
     try:
         for one in everybody:
             if one.kind == "cadyq":
-                one.note = save_static(name, network, crops, one.model)
+                save_static(name, network, crops, one.model)
+                one.note = "calibrated, not fine-tuned"
     except UnsupportedError as error:
         one.missing = str(error)
     exported: nn.Module = network

@@ -322,7 +322,7 @@ def s8(bench: Bench) -> Table:
     names = ["carn", *(n.backbone for n in bench.dynamic() if n.backbone != "carn")]
     repeats = 3 if bench.lab.quick else 9
     for backbone in names:
-        dynamic, static = _executed(bench, backbone, "CADyQ"), _executed(bench, backbone, "PAMS")
+        dynamic, static = (find(bench.networks, backbone, 4, m, executed=True) for m in ("CADyQ", "PAMS"))
         group = "CARN, the paper's backbone" if backbone == "carn" else f"{backbone}, ours only"
         timed, counted, why = _overhead(bench, dynamic, static, repeats)
         for key, text in _S8.items():
@@ -384,13 +384,6 @@ def s8(bench: Bench) -> Table:
             "overlapping patches.",
         ],
     )
-
-
-def _executed(bench: Bench, backbone: str, method: str) -> Network | None:
-    """The best x4 network of this kind that the integer engine runs, else the best of all."""
-    fitting = [n for n in bench.networks if (n.backbone, n.scale, n.method) == (backbone, 4, method)]
-    executed = [n for n in fitting if n.runtime == "engine"]
-    return find(executed or fitting, backbone, 4, method)
 
 
 def _overhead(

@@ -148,17 +148,24 @@ def read_network(model: str | os.PathLike[str]) -> Network:
     return _read(path.name.removesuffix(PLAN_SUFFIX).removesuffix(MODEL_SUFFIX), path)
 
 
-def find(networks: Iterable[Network], backbone: str, scale: int, method: str) -> Network | None:
+def find(
+    networks: Iterable[Network], backbone: str, scale: int, method: str, *, executed: bool = False
+) -> Network | None:
     """The best trained network of this kind, or None: most updates first, then by name.
 
-    Networks that were trained for anything but bicubic LR pictures are no answer.
+    Networks that were trained for anything but bicubic LR pictures are no answer. With ``executed`` one that the
+    integer engine runs goes before the others.
     """
     fitting = [
         n
         for n in networks
         if (n.backbone, n.scale, n.method) == (backbone, scale, method) and n.degradation == "bicubic"
     ]
-    return min(fitting, key=lambda n: (-(n.steps or 0), n.name), default=None)
+
+    def rank(n: Network) -> tuple[bool, int, str]:
+        return executed and n.runtime != "engine", -(n.steps or 0), n.name
+
+    return min(fitting, key=rank, default=None)
 
 
 def _read(name: str, path: Path) -> Network:
