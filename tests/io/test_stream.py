@@ -1,5 +1,8 @@
 """Rows in and out through libvips: equal to whole pictures, and what goes wrong is told as it is."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -102,3 +105,40 @@ def test_a_tiff_beyond_four_gigabytes_is_a_bigtiff(tmp_path, monkeypatch):
         assert file.pages[0].tags["Make"].value == "Maker"
         assert file.pages[0].tags["ExifTag"].value["DateTimeOriginal"] == "2020:01:02 03:04:05"
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif").pixels, pixels)
+
+
+CLOSED_WHILE_ANOTHER_WARNS = """
+import io, logging
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+from cadyq.io.stream import vips
+
+file = io.BytesIO()
+Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)).save(file, "JPEG")
+
+def damaged():
+    image = vips().Image.new_from_buffer(file.getvalue()[:-600], "", access="sequential", fail_on="none")
+    region = vips().Region.new(image)
+    region.fetch(0, 0, 64, 64)
+    return image, region
+
+class Collector(logging.Handler):
+    def emit(self, record):
+        held.clear()
+
+logging.getLogger("pyvips").addHandler(Collector(logging.WARNING))
+held, other = [damaged()], damaged()
+del other
+held.clear()
+"""
+
+
+def test_a_warning_of_libvips_cannot_meet_another():
+    # The handler collects as Python's garbage collection may at any time; GLib aborted the process.
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED_WHILE_ANOTHER_WARNS], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -32,6 +32,8 @@ _ROWS_OF_A_STRIP = 16
 
 def vips() -> Any:
     """The module pyvips. Raises `MissingExtraError` where it, or libvips, is not installed."""
+    # libvips then drops its warnings; what cannot be read is an error beside them.
+    os.environ.setdefault("VIPS_WARNING", "1")
     try:
         import pyvips
     except (ImportError, OSError) as error:
@@ -39,6 +41,9 @@ def vips() -> Any:
             "this picture needs libvips (16 bits per channel, or too large for the memory); "
             "install it with: pip install 'cadyq[photo]'"
         ) from error
+    # pyvips hands warnings to Python. There, Python may collect a damaged picture, which warns when it is closed; for
+    # GLib a message within a message is fatal: the process aborts.
+    pyvips._remove_log_handler()
     # Nothing is read twice, so libvips' cache of results would only fill the memory.
     pyvips.cache_set_max(0)
     return pyvips
