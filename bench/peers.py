@@ -12,7 +12,7 @@ whose linear tail is one convolution (EDSR), as our engine makes it itself.
 The run fails (exit code 1) where a float peer differs from torch by more than half a grey level, or where an 8-bit
 peer takes more than 0.75 of its own float32 time: then it is set up wrongly, and beating it would prove nothing.
 A peer that cannot be installed or cannot run the network is listed as missing. Networks without trained weights
-(models/NAME-x4-float.safetensors, or --weights NAME=FILE) get random ones and no PSNR.
+(NAME-x4-float in models/, or --weights NAME=FILE) get random ones and no PSNR.
 
 CADYQ_ISA holds our engine to one instruction set; ONEDNN_MAX_CPU_ISA and ATEN_CPU_CAPABILITY do so for peers.
 """
@@ -57,6 +57,7 @@ from cadyq.io.files import write_atomic
 from cadyq.io.importers import import_float
 from cadyq.io.models import load_model
 from cadyq.io.plans import LoadedPlan, save_plan
+from cadyq.io.shipped import MODEL_SUFFIXES, model_files
 from cadyq.lowering import lower
 from cadyq.quant.context import Context
 from cadyq.quant.convert import calibrate, convert, observe, scale_clips
@@ -145,11 +146,11 @@ class Contestant:
 
 def float_network(name: str, weights: str | None) -> tuple[Backbone, bool]:
     """Our float network, and whether it is trained."""
-    path = Path(weights) if weights else HERE.parent / "models" / f"{name}-x4-float.safetensors"
-    if not path.is_file() and not weights:
+    path = Path(weights) if weights else model_files(HERE.parent / "models").get(f"{name}-x4-float")
+    if path is None:
         torch.manual_seed(0)
         return build_backbone(name, scale=4, **NETWORKS[name]).eval(), False
-    is_ours = path.suffix == ".safetensors"
+    is_ours = path.name.endswith(MODEL_SUFFIXES)
     network = load_model(path).network if is_ours else import_float(path, 4)
     return (network.folded() if isinstance(network, SRResNet) else network), True
 

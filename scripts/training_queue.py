@@ -27,15 +27,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cadyq.io.shipped import model_files
+
 ROOT = Path(__file__).resolve().parents[1]
 SHORT_STEPS = 3000
 LIMIT_BYTES = 40_000_000  # of everything in models/
 SHARD_BYTES = 28_000_000
-# Float weights that a first network may start from, by name of the row: files in models/ or --weights.
+# Files of --weights that a first network may start from where models/ has none of its name.
 GIVEN = {
-    "srresnet-x4-float": ("srresnet-x4-float.safetensors", "srresnet_x4_float.npz"),
-    "edsr-x4-float": ("edsr-x4-float.safetensors", "edsr_x4_float.npz"),
-    "carn-x4-float": ("carn-x4-float.safetensors", "carn_m_float.pth"),
+    "srresnet-x4-float": "srresnet_x4_float.npz",
+    "edsr-x4-float": "edsr_x4_float.npz",
+    "carn-x4-float": "carn_m_float.pth",
 }
 # How the short schedule differs from the paper's: as our recipes do.
 OURS = (
@@ -214,19 +216,23 @@ class Places:
     def result(self, row: Row) -> Path:
         return self.root / "models" / "results" / f"{row.name}-{self.schedule}.json"
 
-    def published(self, row: Row) -> Path:
-        return self.root / "models" / f"{row.name}.safetensors"
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
 
     def model(self, row: Row) -> Path | None:
         """Weights of a finished row, wherever they are."""
-        found = (self.work / f"{row.name}.safetensors", self.published(row))
-        return next((path for path in found if path.is_file()), None)
+        own = self.work / f"{row.name}.safetensors"
+        return own if own.is_file() else model_files(self.models).get(row.name)
 
     def given(self, row: Row) -> Path | None:
         """Weights that a row without a parent may start from."""
-        folders = [self.root / "models", *([self.weights] if self.weights else [])]
-        candidates = [folder / name for name in GIVEN.get(row.name, ()) for folder in folders]
-        return next((path for path in candidates if path.is_file()), None)
+        if row.name not in GIVEN:
+            return None
+        path = model_files(self.models).get(row.name)
+        if path is None and self.weights is not None:
+            path = self.weights / GIVEN[row.name]
+        return path if path is not None and path.is_file() else None
 
     def is_done(self, row: Row) -> bool:
         return self.result(row).is_file()
@@ -251,7 +257,7 @@ def print_list(places: Places, chosen: Iterable[Row]) -> None:
             else:
                 both.append(one.steps(row) or "-")
         print(f"{row.name:<28} {', '.join(row.serves):<24} short: {both[0]:<22} full: {both[1]}")
-    size = sum(p.stat().st_size for p in (places.root / "models").glob("*.safetensors"))
+    size = sum(path.stat().st_size for path in model_files(places.models).values())
     print(f"{done} of {len(chosen)} done with the short schedule; models/ holds {size / 1e6:.1f} of 40 MB")
 
 
@@ -316,10 +322,9 @@ def record(row: Row, places: Places, model: Path, options: argparse.Namespace) -
     print(f"{row.name}: {result['psnr_db']:.3f} dB, FQR {result['fqr']:.2f} on validation crops", flush=True)
     places.result(row).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(places.result(row), (json.dumps(result, indent=2) + "\n").encode())
-    target = places.published(row)
     if not places.full and dataclasses.replace(places, full=True).is_done(row):
         return  # the better one is there
-    temporary = places.work / f".{row.name}.half"
+    temporary = places.work / f".{row.name}.xz"
     save_model(
         temporary,
         loaded.network,
@@ -328,9 +333,9 @@ def record(row: Row, places: Places, model: Path, options: argparse.Namespace) -
         training={**training, "init": Path(training["init"]).name, "teacher": Path(training["teacher"]).name},
         half=True,
     )
-    others = sum(p.stat().st_size for p in target.parent.glob("*.safetensors") if p != target)
-    if others + temporary.stat().st_size <= LIMIT_BYTES:
-        os.replace(temporary, target)
+    others = {name: path for name, path in model_files(places.models).items() if name != row.name}
+    if sum(path.stat().st_size for path in others.values()) + temporary.stat().st_size <= LIMIT_BYTES:
+        os.replace(temporary, places.models / f"{row.name}.safetensors.xz")
     else:
         temporary.unlink()
         print(f"{row.name}: models/ is full, its weights stay in {model}")

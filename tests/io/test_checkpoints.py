@@ -1,6 +1,7 @@
 """What is saved must come back bit for bit, and nothing damaged, foreign or newer may be believed."""
 
 import json
+import lzma
 import os
 import pickle
 import struct
@@ -31,9 +32,9 @@ TENSORS = {
 }
 
 
-@pytest.fixture
-def path(tmp_path):
-    result = tmp_path / "model.safetensors"
+@pytest.fixture(params=["", ".xz"])
+def path(tmp_path, request):
+    result = tmp_path / f"model.safetensors{request.param}"
     save_checkpoint(result, TENSORS, METADATA)
     return result
 
@@ -88,7 +89,8 @@ def test_a_newer_format_is_told_apart_from_damage(path, monkeypatch):
         load_checkpoint(path)
 
 
-def test_a_header_length_that_looks_like_a_pickle(path):
+def test_a_header_length_that_looks_like_a_pickle(tmp_path):
+    path = tmp_path / "model.safetensors"
     for length in range(0, 400, 8):
         save_checkpoint(path, {}, {**METADATA, "license": "x" * length})
         if path.read_bytes().startswith(b"\x80\x02"):
@@ -147,3 +149,23 @@ def test_wrong_arguments(tmp_path, tensors, metadata, message):
     with pytest.raises(ArgumentError, match=message):
         save_checkpoint(tmp_path / "a.safetensors", tensors, metadata)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_compressed_file_is_smaller_and_says_what_is_wrong_with_it(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors.xz"
+    save_checkpoint(path, {"zeros": np.zeros(1 << 20)}, METADATA)
+    content = path.read_bytes()
+    assert len(content) < 1 << 16
+    for spoiled, message in (
+        (content[:-9], "cut off"),
+        (content + b"more", "4 bytes behind its end"),
+        (content[:100] + b"....." + content[105:], "damaged"),
+        (lzma.compress(b"text"), "not a checkpoint"),
+    ):
+        path.write_bytes(spoiled)
+        with pytest.raises(CheckpointError, match=message):
+            load_checkpoint(path)
+    path.write_bytes(content)
+    monkeypatch.setattr(checkpoints, "_LARGEST_BYTES", 1 << 22)
+    with pytest.raises(CheckpointError, match="holds more than 4,194,304 bytes"):
+        load_checkpoint(path)

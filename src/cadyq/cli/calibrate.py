@@ -30,7 +30,9 @@ def add(commands: Any) -> None:
         help="FILE.py:NAME (a torch.nn.Module, or what makes one), a float model file, weights of a known layout, or "
         "any file that spandrel recognizes, if it is installed",
     )
-    calibrate.add_argument("-o", "--output", required=True, help="model file to write, *.safetensors")
+    calibrate.add_argument(
+        "-o", "--output", required=True, help="model file to write, *.safetensors or *.safetensors.xz"
+    )
     calibrate.add_argument(
         "--images", required=True, metavar="FOLDER", help="LR pictures; about 100 are enough"
     )

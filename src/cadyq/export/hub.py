@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cadyq.errors import ArgumentError, CadyqError, MissingExtraError
 from cadyq.io.files import replacing
 from cadyq.io.plans import save_plan
-from cadyq.io.shipped import model_path
+from cadyq.io.shipped import model_name, model_path
 
 if TYPE_CHECKING:
     from cadyq.upscale import Model
@@ -154,7 +154,7 @@ tags:
 - quantization
 ---
 
-# {Path(model.name).name.removesuffix(".safetensors")}
+# {model_name(model.name)}
 
 {metadata.get("backbone", "network")} for x{model.scale} image super-resolution, quantized by
 cadyq.

@@ -1,4 +1,4 @@
-"""Model files: safetensors with one JSON record, checked by a SHA-256 over everything.
+"""Model files: safetensors with one JSON record, checked by a SHA-256 over everything; compressed by xz if wanted.
 
 Layout: an ordinary safetensors file whose header has a single metadata entry, ``cadyq``. It is a JSON object
 with ``metadata`` (the caller's, see `save_checkpoint`, plus ``format_version``) and ``sha256``, a digest of
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,6 +43,9 @@ METADATA_KEYS = {
 _ENTRY = "cadyq"
 _INTEGERS = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 _DTYPES = (*_INTEGERS, "float16", "float32", "float64")
+_XZ_START = b"\xfd7zXZ\0"
+_XZ_MEMORY = 128 << 20
+_LARGEST_BYTES = 1 << 30  # decompressed
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -51,7 +55,7 @@ def save_checkpoint(
     """Write a model file; an existing one is replaced as a whole.
 
     Args:
-        path: where to, customarily ``*.safetensors``.
+        path: where to, customarily ``*.safetensors``; compressed, if it ends with ``.xz``.
         tensors: arrays of any shape, integer, bool or float of 16 to 64 bits.
         metadata: `METADATA_KEYS`, values of any JSON type; "backbone" and "scale" are required.
             ``format_version`` is added.
@@ -65,6 +69,8 @@ def save_checkpoint(
     entry = {"metadata": record, "sha256": _digest(arrays, record)}
     # The library keeps its own entries in no fixed order: with a single one the bytes are reproducible.
     content = save_safetensors(arrays, metadata={_ENTRY: _canonical(entry)})
+    if Path(path).suffix == ".xz":
+        content = lzma.compress(content)
     try:
         write_atomic(Path(path), content)
     except OSError as error:
@@ -120,7 +126,23 @@ def _read_bytes(path: Path) -> bytes:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     if not content:
         raise CheckpointError(f"{path} is empty, expected a checkpoint file")
-    return content
+    return _decompressed(path, content) if content.startswith(_XZ_START) else content
+
+
+def _decompressed(path: Path, content: bytes) -> bytes:
+    try:
+        xz = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+        plain = xz.decompress(content, max_length=_LARGEST_BYTES)
+    except lzma.LZMAError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    if xz.unused_data:
+        raise CheckpointError(
+            f"{path} is damaged: {len(xz.unused_data)} bytes behind its end; fetch it again"
+        )
+    if not xz.eof:
+        what = "is cut off" if xz.needs_input else f"holds more than {_LARGEST_BYTES:,} bytes"
+        raise CheckpointError(f"{path} {what}; fetch it again")
+    return plain
 
 
 def _header_entry(content: bytes) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cadyq.errors import ArgumentError, CheckpointError, MissingExtraError
 from cadyq.io.importers import import_float
 from cadyq.io.models import load_model
+from cadyq.io.shipped import MODEL_SUFFIXES
 
 __all__ = ["load_module"]
 
@@ -48,7 +49,7 @@ def load_module(
     path = Path(text)
     if not path.is_file():
         raise ArgumentError("float", text, "an existing file, or FILE.py:NAME")
-    if path.suffix == ".safetensors":
+    if path.name.endswith(MODEL_SUFFIXES):
         try:
             loaded = load_model(path)
         except CheckpointError as error:

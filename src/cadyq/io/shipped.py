@@ -10,9 +10,10 @@ from pathlib import Path
 from cadyq.errors import ArgumentError
 
 __all__ = [
-    "MODEL_SUFFIX",
-    "PLAN_SUFFIX",
+    "MODEL_SUFFIXES",
     "default_model",
+    "model_files",
+    "model_name",
     "model_path",
     "plan_beside",
     "plan_path",
@@ -20,8 +21,10 @@ __all__ = [
     "shipped_scales",
 ]
 
-MODEL_SUFFIX = ".safetensors"
-PLAN_SUFFIX = ".plan.safetensors"
+MODEL_SUFFIXES = (".safetensors", ".safetensors.xz")
+"""Of a model file, plain and compressed."""
+
+_PLAN_SUFFIX = ".plan.safetensors"
 MODELS_VARIABLE = "CADYQ_MODELS"
 
 
@@ -29,13 +32,28 @@ def _folder() -> Path:
     return Path(str(files("cadyq").joinpath("models")))
 
 
+def model_name(path: str | os.PathLike[str]) -> str:
+    """Name of a model file, or of its plan: that of the file without the suffix."""
+    name = Path(path).name
+    for suffix in (_PLAN_SUFFIX, *MODEL_SUFFIXES):
+        if name.endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def model_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """Model files directly in a folder, by name, sorted; plain before compressed, a plan where there is no other."""
+    found: dict[str, Path] = {}
+    for suffix in (*MODEL_SUFFIXES, _PLAN_SUFFIX):
+        for path in Path(folder).glob(f"*{suffix}"):
+            if suffix == _PLAN_SUFFIX or not path.name.endswith(_PLAN_SUFFIX):
+                found.setdefault(model_name(path), path)
+    return dict(sorted(found.items()))
+
+
 def shipped_models() -> list[str]:
     """Names of the models inside the package, sorted."""
-    names = {
-        p.name.removesuffix(PLAN_SUFFIX).removesuffix(MODEL_SUFFIX)
-        for p in _folder().glob(f"*{MODEL_SUFFIX}")
-    }
-    return sorted(names)
+    return list(model_files(_folder()))
 
 
 def shipped_scales() -> list[int]:
@@ -57,17 +75,14 @@ def default_model(scale: int = 4, photo: bool = False) -> str:
     Raises:
         ArgumentError: none is shipped for this scale.
     """
-    fitting = [name for name in shipped_models() if f"x{scale}" in _parts(name)]
+    shipped = model_files(_folder())
+    fitting = [name for name in shipped if f"x{scale}" in _parts(name)]
     if not fitting:
-        shipped = ", ".join(shipped_models()) or "none"
-        raise ArgumentError(
-            "scale", scale, f"the scale of a shipped model ({shipped})", "or pass a model file"
-        )
-
-    sizes = {p.name: p.stat().st_size for p in _folder().glob(f"*{MODEL_SUFFIX}")}
+        known = ", ".join(shipped) or "none"
+        raise ArgumentError("scale", scale, f"the scale of a shipped model ({known})", "or pass a model file")
 
     def rank(name: str) -> tuple[bool, bool, bool, int, str]:
-        parts, size = _parts(name), sizes.get(f"{name}{MODEL_SUFFIX}", 0)
+        parts, size = _parts(name), shipped[name].stat().st_size
         return ("photo" in parts) != photo, "exit" not in parts, "cadyq" not in parts, -size, name
 
     return min(fitting, key=rank)
@@ -87,12 +102,13 @@ def model_path(model: str | os.PathLike[str]) -> Path:
     if path.is_file():
         return path
     name = os.fspath(model)
-    if name in shipped_models():
-        return _folder() / f"{name}{MODEL_SUFFIX}"
+    shipped = model_files(_folder())
+    if name in shipped:
+        return shipped[name]
     more = os.environ.get(MODELS_VARIABLE)
-    if more and os.sep not in name and (path := Path(more) / f"{name}{MODEL_SUFFIX}").is_file():
-        return path
-    known = ", ".join(shipped_models()) or "none"
+    if more and (found := model_files(more).get(name)):
+        return found
+    known = ", ".join(shipped) or "none"
     raise ArgumentError(
         "model",
         name,
@@ -106,12 +122,11 @@ def plan_path(model: str | os.PathLike[str]) -> Path | None:
     path = Path(model)
     if not path.is_file():
         path = model_path(model)
-    if not path.name.endswith(PLAN_SUFFIX):
+    if not path.name.endswith(_PLAN_SUFFIX):
         path = plan_beside(path)
     return path if path.is_file() else None
 
 
 def plan_beside(model: str | os.PathLike[str]) -> Path:
     """Where the plan of a model file lies, whether there is one or not."""
-    path = Path(model)
-    return path.with_name(path.name.removesuffix(MODEL_SUFFIX) + PLAN_SUFFIX)
+    return Path(model).with_name(model_name(model) + _PLAN_SUFFIX)

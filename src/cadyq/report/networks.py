@@ -12,7 +12,7 @@ from typing import Any
 
 from cadyq.errors import ArgumentError
 from cadyq.io.checkpoints import load_checkpoint
-from cadyq.io.shipped import MODEL_SUFFIX, PLAN_SUFFIX, model_path, plan_beside, plan_path, shipped_models
+from cadyq.io.shipped import model_files, model_name, model_path, plan_path, shipped_models
 from cadyq.upscale import load
 
 __all__ = ["PAPER_STEPS", "Network", "find", "read_network", "scan"]
@@ -137,15 +137,14 @@ def scan(folders: Iterable[str | os.PathLike[str]] = (), *, shipped: bool = True
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise ArgumentError("models", os.fspath(folder), "a folder of model files")
-        for path in sorted(folder.glob(f"*{MODEL_SUFFIX}"), key=lambda p: p.name.endswith(PLAN_SUFFIX)):
-            paths.setdefault(path.name.removesuffix(PLAN_SUFFIX).removesuffix(MODEL_SUFFIX), path)
+        paths = {**model_files(folder), **paths}
     return [_read(name, paths[name]) for name in sorted(paths)]
 
 
 def read_network(model: str | os.PathLike[str]) -> Network:
     """A shipped model by name, or a model file. Raises `ArgumentError` or `CheckpointError`."""
     path = model_path(model)
-    return _read(path.name.removesuffix(PLAN_SUFFIX).removesuffix(MODEL_SUFFIX), path)
+    return _read(model_name(path), path)
 
 
 def find(
@@ -169,8 +168,6 @@ def find(
 
 
 def _read(name: str, path: Path) -> Network:
-    if not path.is_file():  # a plan alone
-        path = plan_beside(path)
     _, metadata = load_checkpoint(path)
     quantization = metadata.get("quantization", {})
     conversion = quantization.get("conversion", {})

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from cadyq.errors import ArgumentError
-from cadyq.io.shipped import MODEL_SUFFIX, PLAN_SUFFIX, default_model, model_path, shipped_models
+from cadyq.io.shipped import default_model, model_name, model_path, shipped_models
 from cadyq.pictures import model
 from cadyq.upscale import Model
 
@@ -29,7 +28,7 @@ class Catalog:
         self._is_shipped = not models
         for source in models or self._shipped():
             model_path(source)
-            name = Path(source).name.removesuffix(PLAN_SUFFIX).removesuffix(MODEL_SUFFIX)
+            name = model_name(source)
             if name in self._sources:
                 raise ArgumentError("model", source, f"a name that is not taken ({name})", "rename the file")
             self._sources[name] = source

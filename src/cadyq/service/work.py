@@ -18,7 +18,7 @@ from PIL import Image
 from cadyq.errors import CadyqError
 from cadyq.functional.tiling import Grid
 from cadyq.io.images import read_image
-from cadyq.io.shipped import MODEL_SUFFIX
+from cadyq.io.shipped import model_name
 from cadyq.io.stream import reduced
 from cadyq.pictures import PictureTask, Wanted, model, prepare
 from cadyq.service.catalog import Catalog
@@ -109,7 +109,7 @@ def _description(task: PictureTask, with_preview: bool) -> dict[str, Any]:
         "rows": grid.rows,
         "cols": grid.cols,
         "candidate_bits": found.candidate_bits,
-        "model": Path(task.model_name).name.removesuffix(MODEL_SUFFIX),
+        "model": model_name(task.model_name),
         "notes": list(task.notes),
     }
     if with_preview:
