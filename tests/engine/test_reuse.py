@@ -1,23 +1,38 @@
 """Reuse is exact: on a sequence of pictures the result is that of computing each alone."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from networks import QUANTIZATION, save_network
 
+from cadyq.deploy import lowered
 from cadyq.engine.reuse import ReusingRuntime
 from cadyq.engine.runtime import EngineRuntime
+from cadyq.io.models import load_model
 from cadyq.io.plans import load_plan
 from cadyq.io.shipped import plan_path
 
 TILE = 16
+FORMS = {
+    "dynamic": QUANTIZATION,
+    "static": dataclasses.replace(QUANTIZATION, bits=(8,), dynamic=False),
+}
 
 
 def noise(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-@pytest.fixture(scope="module", params=["srresnet-x4-cadyq", "srresnet-x4-exit"])
-def loaded(request):
-    return load_plan(plan_path(request.param))
+def small(folder, form):
+    plan = lowered(load_model(save_network(folder / f"{form}.safetensors", "srresnet", FORMS[form])))
+    # Two blocks of two 3x3 convolutions, where the real network has 16.
+    return dataclasses.replace(plan, radius=plan.radius - 14 * 2)
+
+
+@pytest.fixture(scope="module", params=list(FORMS))
+def loaded(request, tmp_path_factory):
+    return small(tmp_path_factory.mktemp("reuse"), request.param)
 
 
 def check(loaded, pictures, actives=None, tile=TILE, radius=None):
@@ -50,6 +65,12 @@ def test_something_moves(loaded):
     assert reusing.n_computed < reusing.n_tiles
 
 
+def test_a_shipped_network():
+    loaded = load_plan(plan_path("srresnet-x4-cadyq"))
+    reusing = check(loaded, moving(27, 290, 2))
+    assert reusing.n_computed < reusing.n_tiles
+
+
 def test_nothing_moves(loaded):
     picture = noise(40, 50)
     reusing = check(loaded, [picture, picture.copy(), picture.copy()])
@@ -76,11 +97,10 @@ def test_tiles_that_exit_and_come_back(loaded):
     check(loaded, [picture, picture, picture], [np.ones(cells, bool), gone, np.ones(cells, bool)])
 
 
-def test_the_radius_matters():
+def test_the_radius_matters(tmp_path):
     """Without the radius results are wrong: the comparison can fail."""
-    plan = load_plan(plan_path("srresnet-x4-cadyq"))
     with pytest.raises(AssertionError):
-        check(plan, moving(40, 290, 2), radius=0)
+        check(small(tmp_path, "dynamic"), moving(40, 290, 2), radius=0)
 
 
 def test_forced_bits_are_not_remembered(loaded):
