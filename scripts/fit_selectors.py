@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cadyq.data.crops import load_crops
+from cadyq.deploy import runner
 from cadyq.io.models import load_model, save_model
 from cadyq.quant.site import sites_of
-from cadyq.training.supervise import Sensitivity, chosen_bits, fit_selectors, measure, reach, tile_errors
-from cadyq.upscale import load
+from cadyq.training.supervise import Sensitivity, chosen_bits, fit_selectors, measure, reach
 
 
 def main() -> None:
@@ -37,14 +35,10 @@ def main() -> None:
         "--measured", help="file that keeps the measurement, to fit again without repeating it"
     )
     options = parser.parse_args()
-    loaded, model = load_model(options.model), load(options.model)
+    loaded = load_model(options.model)
     network = loaded.network
     assert loaded.quantization is not None
-    crops = load_crops("train", model.scale, options.cache)
-
-    def errors(index: int, force: Any) -> NDArray[np.float64]:
-        sr = model.upscale(crops.lr[index], tile=options.tile, force_bits=force).pixels
-        return tile_errors(sr, np.asarray(crops.hr[index]), options.tile * model.scale)
+    crops = load_crops("train", network.scale, options.cache)
 
     try:
         seen = Sensitivity(**torch.load(options.measured, weights_only=True))
@@ -55,7 +49,7 @@ def main() -> None:
             n_crops=options.crops,
             n_site_crops=options.site_crops,
             tile=options.tile,
-            errors=errors,
+            run=runner(network, loaded.quantization),
             log=print,
         )
         if options.measured:

@@ -16,9 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +28,19 @@ from torch import Tensor, nn
 from cadyq.backbones import Backbone
 from cadyq.backbones.adopt import adopt
 from cadyq.backbones.graph import Graph, flatten
+from cadyq.cells import Run
 from cadyq.config import Quantization
 from cadyq.data.crops import CropArrays
 from cadyq.data.sets import find_pictures
-from cadyq.deploy import write_plan
-from cadyq.engine.runtime import EngineRuntime
-from cadyq.errors import ArgumentError, CadyqError
+from cadyq.deploy import runner, write_plan
+from cadyq.errors import ArgumentError
 from cadyq.io.images import read_image
 from cadyq.io.models import save_model
-from cadyq.lowering import lower
 from cadyq.quant import convert as conversion
 from cadyq.quant.context import Context
-from cadyq.quant.infer import run_tiles
 from cadyq.quant.pams import PAMS
 from cadyq.quant.site import sites_of
-from cadyq.training.float_target import FloatTarget, Report, Run, luma_error, site_gains
+from cadyq.training.float_target import FloatTarget, Report, luma_error, site_gains
 from cadyq.training.loop import Recipe, native_convolutions, to_tensor, train
 from cadyq.training.memory import keep_freed_memory
 from cadyq.training.supervise import Sensitivity, fit_selectors, reach
@@ -234,7 +230,7 @@ class _Calibration:
     def run(self) -> Calibrated:
         target, bits, wanted = self.target, self.settings.bits, self.settings.target_fqr
         network = self._converted()
-        self.seconds_per_run = self._timed(self._runner(network))
+        self.seconds_per_run = self._timed(runner(network, self.config))
         self._selectors(network, N_BEFORE)
         steps = self._fine_tune(network)
         seen, explained = self._selectors(network, N_AFTER)
@@ -244,8 +240,8 @@ class _Calibration:
             return target.compare(run, self.sites, some, force, self.report)
 
         # The selectors see features of a network in which all others chose, too: a little other than measured.
-        reach(network, seen, 2 * wanted - actual(self._runner(network))[0])
-        run = self._runner(network)
+        reach(network, seen, 2 * wanted - actual(runner(network, self.config))[0])
+        run = runner(network, self.config)
         fqr, psnr_db = actual(run)
         record = {
             "kind": "calibrated against the float network",
@@ -262,18 +258,9 @@ class _Calibration:
         }
         return Calibrated(network, self.config, record)
 
-    def _runner(self, network: Backbone) -> Run:
-        """What runs the network as it is now: the engine, many times as fast as torch, where it can."""
-        run: Run = partial(run_tiles, network)
-        with suppress(CadyqError):
-            runtime = EngineRuntime(lower(network, self.config))
-            if runtime.isa() != "reference":
-                run = runtime.run_tiles
-        return run
-
     def _selectors(self, network: Backbone, n_crops: int) -> tuple[Sensitivity, float]:
         """Fit the selectors to what bits are worth; also the share of the deviance that they explain."""
-        run, (tiles, patches, n_sites) = self._runner(network), self._measured(n_crops)
+        run, (tiles, patches, n_sites) = runner(network, self.config), self._measured(n_crops)
         seen = self.target.sensitivity(run, self.settings.bits, tiles, self.report)
         seen.site_gain = site_gains(
             run, self.sites, self.target, patches, SITE_PATCH, n_sites, seen.errors, self.report

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Force", "Inferred", "Levels", "SiteCost"]
+__all__ = ["Force", "Inferred", "Levels", "Run", "SiteCost"]
 
 Force: TypeAlias = "int | Mapping[str, int | NDArray[Any]] | None"
 """Bit-widths in place of the selectors' choices: one for all, or by site name one or one per cell."""
@@ -46,3 +46,9 @@ class Inferred(NamedTuple):
 
     pixels: Levels
     bits: dict[str, NDArray[np.uint8]]
+
+
+class Run(Protocol):
+    """Runs a quantized network over a picture in tiles, as `cadyq.quant.infer.run_tiles` does for torch."""
+
+    def __call__(self, rgb: Levels, tile: int, *, force: Force = None) -> Inferred: ...

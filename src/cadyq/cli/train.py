@@ -108,6 +108,7 @@ def _training(options: argparse.Namespace) -> Training:
 @contextmanager
 def _session(options: argparse.Namespace, training: Training) -> Iterator[Session]:
     from cadyq.data.folders import load_training
+    from cadyq.deploy import runner
     from cadyq.training.board import Board
     from cadyq.training.device import Device
     from cadyq.training.parallel import Workers
@@ -123,7 +124,9 @@ def _session(options: argparse.Namespace, training: Training) -> Iterator[Sessio
     workers = Workers.join(options.device)
     board = Board(folder / "board") if options.tensorboard and workers.rank == 0 else None
     try:
-        yield Session(folder, crops, validation, device, workers, _deadline(options.minutes), board=board)
+        yield Session(
+            folder, crops, validation, device, workers, _deadline(options.minutes), board=board, runner=runner
+        )
     finally:
         workers.leave()
         if board is not None:

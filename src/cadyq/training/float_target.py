@@ -12,26 +12,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cadyq.backbones import Backbone
-from cadyq.cells import Force, Inferred, Levels
+from cadyq.cells import Force, Inferred, Run
 from cadyq.functional.resize import imresize
 from cadyq.quant.context import Context, TileContext, channel_deviation
 from cadyq.quant.site import Site, SiteObserver, sites_of
 from cadyq.training.loop import to_tensor
 from cadyq.training.supervise import Sensitivity
 
-__all__ = ["FloatTarget", "Report", "Run", "luma_error", "site_gains"]
+__all__ = ["FloatTarget", "Report", "luma_error", "site_gains"]
 
 
 class Report(Protocol):
     """Called with what is being done, how much of it is done, and how much there is."""
 
     def __call__(self, what: str, done: int, total: int, /) -> None: ...
-
-
-class Run(Protocol):
-    """Runs a quantized network over a picture in tiles, as `cadyq.quant.infer.run_tiles` does for torch."""
-
-    def __call__(self, rgb: Levels, tile: int, *, force: Force = None) -> Inferred: ...
 
 
 LUMA = (0.299, 0.587, 0.114)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cadyq.backbones import BACKBONES, Backbone, build_backbone
+from cadyq.cells import Run
 from cadyq.config import Quantization, from_mapping, load_toml, to_mapping
 from cadyq.data.crops import CropArrays
 from cadyq.data.degrade import degrade
@@ -150,6 +151,7 @@ class Session:
     Attributes:
         folder: model files ``STAGE.safetensors`` and, beneath ``STAGE/``, checkpoints.
         crops: training crops; ``validation``: those that choose the best checkpoint.
+        runner: makes what runs a quantized network where selectors are fitted; None is torch.
     """
 
     folder: Path
@@ -162,6 +164,7 @@ class Session:
     progress: Callable[[int, int], None] = lambda done, total: None
     board: Board | None = None
     save_every: int = 100
+    runner: Callable[[Backbone, Quantization], Run] | None = None
 
     def model(self, name: str) -> Path:
         """Model file of a stage, or the file of that name."""
@@ -218,7 +221,9 @@ def _finish(training: Training, stage: Stage, session: Session, outcome: Outcome
     if stage.is_dynamic:
         target = recipe.target_fqr or (_FITTED_FQR if stage.fit_crops else 0.0)
         if stage.fit_crops:
-            seen = measure(network, crops, n_crops=stage.fit_crops, tile=tile, log=session.log)
+            assert stage.quantization is not None
+            run = session.runner and session.runner(network, stage.quantization)
+            seen = measure(network, crops, n_crops=stage.fit_crops, tile=tile, run=run, log=session.log)
             fit_selectors(network, seen)
             reach(network, seen, target)
         if target:

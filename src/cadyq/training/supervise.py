@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,14 +21,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cadyq.backbones import Backbone
+from cadyq.cells import Force, Run
 from cadyq.data.crops import CropArrays
 from cadyq.errors import ArgumentError
 from cadyq.functional.image import luma
 from cadyq.quant.context import Context, TileContext
+from cadyq.quant.infer import run_tiles
 from cadyq.quant.site import Site, SiteObserver, sites_of
 from cadyq.training.budget import find_budget
 from cadyq.training.loop import native_convolutions, to_tensor
-from cadyq.training.validate import picture_of
 
 __all__ = ["Sensitivity", "chosen_bits", "fit_selectors", "measure", "reach", "set_budget", "tile_errors"]
 
@@ -80,10 +82,6 @@ class _Deviations(SiteObserver):
             self.found.setdefault(site.name, []).append(ctx.deviation(x))
 
 
-Force = int | dict[str, int | Tensor]
-Errors = Callable[[int, Force], NDArray[np.float64]]
-
-
 def tile_errors(sr: NDArray[np.uint8], hr: NDArray[np.uint8], side: int) -> NDArray[np.float64]:
     """Mean squared luma error of every whole ``side`` x ``side`` tile of uint8 (H, W, 3) pictures, (tiles,)."""
     square = (luma(sr) - luma(hr)) ** 2
@@ -102,14 +100,14 @@ def measure(
     n_site_crops: int = 8,
     tile: int = 48,
     seed: int = 0,
-    errors: Errors | None = None,
+    run: Run | None = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> Sensitivity:
     """Measure what fewer bits cost on ``n_crops`` random crops, and per site on ``n_site_crops`` of them.
 
-    ``errors`` says what tiles of a crop (its number) lose with forced bits, as `tile_errors` counts it; by default
-    this network says it, but what runs it faster (the integer engine) may.
+    ``run`` runs this network; by default torch does, but the integer engine does it faster.
     """
+    run = run or partial(run_tiles, network)
     sites = sites_of(network, "body")
     assert sites[0].quantizer is not None
     candidates = [int(b) for b in sites[0].quantizer.bits]
@@ -117,11 +115,8 @@ def measure(
         raise ArgumentError("network", candidates, "at least two candidate bit-widths above 0")
     top = candidates[-1]
 
-    def run(index: int, force: Force) -> NDArray[np.float64]:
-        if errors is not None:
-            return errors(index, force)
-        ctx = TileContext(to_tensor(crops.lr[index : index + 1]), tile, force_bits=force)
-        sr = picture_of(network(to_tensor(crops.lr[index : index + 1]), ctx))
+    def errors(index: int, force: Force) -> NDArray[np.float64]:
+        sr = run(np.asarray(crops.lr[index]), tile, force=force).pixels[0]
         return tile_errors(sr, np.asarray(crops.hr[index]), tile * network.scale)
 
     order = np.random.default_rng(seed).permutation(len(crops.lr))[:n_crops].tolist()
@@ -130,7 +125,7 @@ def measure(
     with native_convolutions():
         for done, index in enumerate(order):
             for b in candidates:
-                found[b].append(run(index, b))
+                found[b].append(errors(index, b))
             gradients.append(_see(network, crops.lr[index : index + 1], tile, top, spy))
             if done % 20 == 19:
                 log(f"measured {done + 1}/{n_crops} crops")
@@ -141,7 +136,7 @@ def measure(
             for b in candidates[:-1]:
                 force: Force = {s.name: b if s is site else top for s in sites}
                 lost = [
-                    (run(index, force) - best).mean() / max(best.mean(), _LEAST_ERROR)
+                    (errors(index, force) - best).mean() / max(best.mean(), _LEAST_ERROR)
                     for index, best in zip(order[:n_site_crops], found[top], strict=False)
                 ]
                 # Noise must not make a site look free: at least half a standard error.
