@@ -142,10 +142,7 @@ def test_what_cannot_be_had(tmp_path, wanted, word):
         prepare(tmp_path / "in.png", tmp_path / "out.jpg", Wanted(**wanted))
 
 
-def test_a_jpeg_gets_the_photo_network(tmp_path, monkeypatch):
-    found = shipped.shipped_models()
-    monkeypatch.setattr(shipped, "shipped_models", lambda: [*found, "srresnet-x4-exit-photo"])
-    monkeypatch.setattr(pictures, "model", lambda name: cadyq.load("srresnet-x4-cadyq"))
+def test_a_jpeg_gets_the_photo_network(tmp_path):
     chosen = {}
     for suffix in (".png", ".jpg"):
         Image.fromarray(scene(20, 20)).save(tmp_path / f"in{suffix}")
@@ -153,7 +150,7 @@ def test_a_jpeg_gets_the_photo_network(tmp_path, monkeypatch):
     # By content, not by name.
     (tmp_path / "lies.png").write_bytes((tmp_path / "in.jpg").read_bytes())
     lies = prepare(tmp_path / "lies.png", tmp_path / "out.png", Wanted())
-    assert chosen[".jpg"].model_name == lies.model_name == "srresnet-x4-exit-photo"
+    assert chosen[".jpg"].model_name == lies.model_name == "srresnet-x4-photo"
     assert "JPEG" in lies.why
     assert chosen[".png"].model_name == shipped.default_model(4) == "srresnet-x4-exit"
 
