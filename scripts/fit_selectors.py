@@ -1,8 +1,8 @@
-"""Fit a model's bit selectors to error increases measured with the integer engine on training crops.
+"""Fit a model's bit selectors to error increases measured on training crops.
 
     python scripts/fit_selectors.py MODEL.safetensors OUT.safetensors --fqr 5.0
 
-The model needs an integer form; OUT gets selectors, tile and budget.
+The integer engine measures them, where it runs the model. OUT gets selectors, tile and budget.
 See `cadyq.training.supervise` for the model behind it. Only training crops are looked at.
 """
 

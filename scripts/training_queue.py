@@ -214,7 +214,7 @@ class Places:
         return self.root / "runs" / "queue" / self.schedule
 
     def result(self, row: Row) -> Path:
-        return self.root / "models" / "results" / f"{row.name}-{self.schedule}.json"
+        return self.models / "results" / f"{row.name}-{self.schedule}.json"
 
     @property
     def models(self) -> Path:
@@ -229,10 +229,10 @@ class Places:
         """Weights that a row without a parent may start from."""
         if row.name not in GIVEN:
             return None
-        path = model_files(self.models).get(row.name)
-        if path is None and self.weights is not None:
-            path = self.weights / GIVEN[row.name]
-        return path if path is not None and path.is_file() else None
+        candidates = [model_files(self.models).get(row.name)]
+        if self.weights is not None:
+            candidates.append(self.weights / GIVEN[row.name])
+        return next((path for path in candidates if path is not None and path.is_file()), None)
 
     def is_done(self, row: Row) -> bool:
         return self.result(row).is_file()
@@ -333,9 +333,12 @@ def record(row: Row, places: Places, model: Path, options: argparse.Namespace) -
         training={**training, "init": Path(training["init"]).name, "teacher": Path(training["teacher"]).name},
         half=True,
     )
-    others = {name: path for name, path in model_files(places.models).items() if name != row.name}
+    others, target = model_files(places.models), places.models / f"{row.name}.safetensors.xz"
+    earlier = others.pop(row.name, target)
     if sum(path.stat().st_size for path in others.values()) + temporary.stat().st_size <= LIMIT_BYTES:
-        os.replace(temporary, places.models / f"{row.name}.safetensors.xz")
+        os.replace(temporary, target)
+        if earlier != target:  # one that is not compressed would be taken first
+            earlier.unlink()
     else:
         temporary.unlink()
         print(f"{row.name}: models/ is full, its weights stay in {model}")

@@ -6,6 +6,8 @@ import os
 from contextlib import suppress
 from functools import partial
 
+import torch
+
 from cadyq.backbones import Backbone, build_backbone
 from cadyq.cells import Run
 from cadyq.config import Quantization
@@ -35,11 +37,11 @@ def lowered(loaded: LoadedModel) -> LoadedPlan:
 
 
 def runner(network: Backbone, quantization: Quantization) -> Run:
-    """What runs a network as it is now: the engine, many times as fast as torch, where it can."""
+    """What runs a network as it is now: the engine, many times as fast as torch, where it can; on torch's threads."""
     with suppress(CadyqError):
         runtime = EngineRuntime(lower(network, quantization))
         if runtime.isa() != "reference":
-            return runtime.run_tiles
+            return partial(runtime.run_tiles, threads=torch.get_num_threads())
     return partial(run_tiles, network)
 
 

@@ -109,9 +109,6 @@ def test_a_tiff_beyond_four_gigabytes_is_a_bigtiff(tmp_path, monkeypatch):
 
 CLOSED_WHILE_ANOTHER_WARNS = """
 import io, logging
-import subprocess
-import sys
-
 import numpy as np
 from PIL import Image
 from cadyq.io.stream import vips

@@ -88,7 +88,11 @@ def test_rows_are_trained_in_order_and_leave_small_results(
     common = ["--home", str(tmp_path), "--root", str(data), "--steps", "1"]
     queue.main([*common, "--only", "idn-x4-pams8"])
     assert "waits for idn-x4-float" in capsys.readouterr().out
+    superseded = tmp_path / "models" / "idn-x4-pams8.safetensors"
+    superseded.parent.mkdir()
+    superseded.touch()
     queue.main([*common, "--only", "idn-x4-[fp]*[!1-7]"])
+    assert not superseded.exists()
     results = {p.name: json.loads(p.read_text()) for p in (tmp_path / "models" / "results").iterdir()}
     assert set(results) == {"idn-x4-float-short.json", "idn-x4-pams8-short.json"}
     result = results["idn-x4-pams8-short.json"]
