@@ -2,9 +2,10 @@
 
     python bench/kernels.py [--isa ...] [--plan FILE.plan.safetensors] [--repeats 200] [--out FOLDER]
 
-1. Kernels alone: one core, 3x3 64->64 layers on a 96x96 tile. The peak is that of the kernels' own multiply-add of
-   16-bit integers, measured by a loop in registers (`peak.cpp`, built with the system's compiler) in turns with the
-   kernels; Winograd F(4,3) needs a quarter of the multiplications, so 4 peaks are the ceiling.
+1. Kernels alone: one core, 3x3 64->64 layers on a 96x96 tile (`layer.cpp`, with the engine's source). The peak is
+   that of the kernels' own multiply-add of 16-bit integers, measured by a loop in registers (`peak.cpp`), both built
+   with the system's compiler and run in turns; Winograd F(4,3) needs a quarter of the multiplications, so 4 peaks are
+   the ceiling. Beside them the same layers within the engine, where values are quantized and tiles have surroundings.
 2. Scaling: time per output megapixel over picture sizes and threads.
 3. Peak memory of a fresh process by output size.
 4. Time of every stage at 480x270.
@@ -41,21 +42,53 @@ HERE = Path(__file__).resolve().parent
 TILE, CHANNELS, BLOCKS = 96, 64, 1  # short, so that a busy machine lets some runs pass undisturbed
 MACS = TILE * TILE * CHANNELS * CHANNELS * 9
 BARS = {"avx2": 0.75, "avx512vnni": 0.85}
+SOURCE = HERE.parent / "src/cadyq/native/engine"
+# As CMakeLists.txt has them.
+FLAGS = {
+    "avx2": ["-mavx2"],
+    "avxvnni": ["-mavx2", "-mavxvnni"],
+    "avx512vnni": [f"-mavx512{kind}" for kind in ("f", "bw", "dq", "vl", "vnni")] + ["-DCADYQ_INTERLEAVED"],
+}
 SIZES = ("120x68", "240x135", "480x270", "960x540")
 THREADS = (1, 2)
 # Of the whole process at 3840x2160 output.
 MEMORY_BAR_MB = 300
 
 
-def build_peak(folder: Path) -> ctypes.CDLL | None:
-    """The loop as a shared library; None where there is no compiler."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        print("no C++ compiler: the peak is not measured")
+def compiler() -> str | None:
+    """The system's; None and a message where there is none."""
+    found = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if found is None:
+        print("no C++ compiler: neither the peak nor the kernels alone are measured")
+    return found
+
+
+def build(cxx: str, target: Path, *arguments: str | Path) -> ctypes.CDLL:
+    """Sources as a shared library."""
+    subprocess.run([cxx, "-shared", "-fPIC", *arguments, "-o", target], check=True)
+    return ctypes.CDLL(str(target))
+
+
+def layer_run(cxx: str | None, isa: str, folder: Path) -> Callable[[int], float] | None:
+    """A function that measures a layer once, without or with an addition, in multiply-adds per second."""
+    if cxx is None or isa not in FLAGS:
         return None
-    library = folder / "peak.so"
-    subprocess.run([compiler, "-O2", "-shared", "-fPIC", HERE / "peak.cpp", "-o", library], check=True)
-    return ctypes.CDLL(str(library))
+    sources: list[str | Path] = [HERE / "layer.cpp", SOURCE / f"{isa}.cpp"]
+    if isa == "avx512vnni":
+        sources.append(folder / "interleaved.S")
+        subprocess.run([sys.executable, SOURCE / "avx512_interleaved.py", sources[-1]], check=True)
+    flags = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-w", *FLAGS[isa]]
+    table = f"-DKERNELS=cadyq_kernels_{isa}"
+    function = build(cxx, folder / f"layer-{isa}.so", *flags, table, "-I", SOURCE, *sources).layer
+    function.argtypes, function.restype = [ctypes.c_int], None
+
+    def run(adds: int) -> float:
+        function(adds)  # what it reads is where the layer before leaves it: in the caches
+        start = time.perf_counter()
+        function(adds)
+        return MACS / (time.perf_counter() - start)
+
+    return run
 
 
 def peak_run(library: ctypes.CDLL | None, isa: str) -> Callable[[], float] | None:
@@ -78,23 +111,28 @@ def peak_run(library: ctypes.CDLL | None, isa: str) -> Callable[[], float] | Non
     return run
 
 
-def kernel_rates(isa: str, repeats: int, library: ctypes.CDLL | None) -> dict[str, Any]:
+def kernel_rates(
+    isa: str, repeats: int, peak: Callable[[], float] | None, layer: Callable[[int], float] | None
+) -> dict[str, Any]:
     """Multiply-adds per second of 3x3 64->64, best and median, beside the peak."""
     plan = random_plan(Shape(channels=CHANNELS, blocks=BLOCKS, head=3, tail=3, tile=TILE, act="relu"))
     engine, image = Engine(plan, 1, isa), random_picture(TILE, TILE)
-    peak = peak_run(library, isa)
-    rates: dict[str, list[float]] = {"residual block": [], "single layer": []}
+    alone = {"kernel, codes to codes": 0, "kernel, codes to sums": 1} if layer else {}
+    rates: dict[str, list[float]] = {name: [] for name in (*alone, "engine, block", "engine, layer")}
     peaks: list[float] = []
     engine.upscale(image)
     for _ in range(repeats):
         engine.upscale(image)
         stages = engine.profile()
         blocks = sum(t for name, t in stages if name.startswith("block"))
-        layer = sum(t for name, t in stages if name == f"layer 3x3 {CHANNELS}->{CHANNELS}")
-        rates["residual block"].append(2 * BLOCKS * MACS / blocks)
-        rates["single layer"].append(MACS / layer)
+        single = sum(t for name, t in stages if name == f"layer 3x3 {CHANNELS}->{CHANNELS}")
+        rates["engine, block"].append(2 * BLOCKS * MACS / blocks)
+        rates["engine, layer"].append(MACS / single)
         if peak is not None:
             peaks.append(peak())
+        if layer is not None:
+            for name, adds in alone.items():
+                rates[name].append(layer(adds))
     result: dict[str, Any] = {"isa": isa, "peak_gmacs": max(peaks) / 1e9 if peaks else None, "kernels": {}}
     for name, found in rates.items():
         entry = {"best_gmacs": max(found) / 1e9, "median_gmacs": statistics.median(found) / 1e9}
@@ -177,11 +215,12 @@ def report(record: dict[str, Any]) -> None:
     found = record["kernels"]
     peak = found["peak_gmacs"]
     print(f"\n{isa}, one core, 3x3 {CHANNELS}->{CHANNELS}, {TILE}x{TILE}: peak of the multiply-add ", end="")
-    print("not measured" if peak is None else f"{peak:.1f} GMAC/s; bar {BARS.get(isa, 0):.0%} of 4 peaks")
+    bar = f"; bar of the kernel {BARS[isa]:.0%} of 4 peaks" if isa in BARS else ""
+    print("not measured" if peak is None else f"{peak:.1f} GMAC/s{bar}")
     for name, entry in found["kernels"].items():
         share = f", {entry['of_4_peaks']:.1%} of 4 peaks" if peak is not None else ""
         print(
-            f"  {name:<16} best {entry['best_gmacs']:.1f}, median {entry['median_gmacs']:.1f} GMAC/s{share}"
+            f"  {name:<24} best {entry['best_gmacs']:.1f}, median {entry['median_gmacs']:.1f} GMAC/s{share}"
         )
     for row in record["scaling"]:
         print(
@@ -215,14 +254,17 @@ def main() -> None:
     print(cpu())
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        library = build_peak(Path(folder))
+        cxx = compiler()
+        library = build(cxx, Path(folder) / "peak.so", "-O2", HERE / "peak.cpp") if cxx else None
         for isa in args.isa:
             record = {
                 "cpu": cpu(),
                 "commit": commit(),
                 "isa": isa,
                 "plan": args.plan or args.shape,
-                "kernels": kernel_rates(isa, args.repeats, library),
+                "kernels": kernel_rates(
+                    isa, args.repeats, peak_run(library, isa), layer_run(cxx, isa, Path(folder))
+                ),
                 "scaling": scaling(plan, isa, args.sizes, args.runs),
                 "memory": memory(args.plan, isa, args.sizes),
                 "stages_ms": stages(plan, isa, args.runs),

@@ -92,6 +92,15 @@ def test_fuzzed_shapes(height, width, seed, name, dtype, threads):
     assert_equal(random_plan(shape, seed), image, threads)
 
 
+@pytest.mark.parametrize("name", ["static", "quantized skip", "fusions", "saturating"])
+@pytest.mark.parametrize("size", [(210, 9), (6, 290), (52, 270)])
+def test_pictures_larger_than_a_region(name, size):
+    """Layers of a block advance together by strips of rows; regions meet, and their last strips are short."""
+    plan = random_plan(replace(SMALL[name], bits=(8,)), 6)
+    for threads in (1, 3):
+        assert_equal(plan, random_picture(*size), threads, portable=False)
+
+
 @pytest.mark.parametrize("name", ["prelu", "relu"])
 def test_every_candidate_is_exercised(name):
     shape = SMALL[name]

@@ -97,6 +97,7 @@ class InterleavedRegion {
       int call = 0, done = 0;
       for (int p = 0; p < 36; ++p, u += 64 * 64)
         for (int t = 0; t < n; t += 4, ++call) {
+          if (job_.target.residual && call < 4 * n) fetch_residual(item, call / 4, call % 4);
           const uint8_t* from = v + p * kPlane64 + static_cast<size_t>(t) * 128;
           uint8_t* to = m + p * kProductPlane + static_cast<size_t>(t) * 256;
           if (done < n_tasks_ && done * calls <= call * n_tasks_) {
@@ -147,6 +148,18 @@ class InterleavedRegion {
     for (int c = 0; c < 64; c += kLanes)
       winograd_output(job_, store_, tile / tw_, tile % tw_, item.block * 64 + c,
                       item.products + (static_cast<size_t>(t) * 64 + c) * 4);
+  }
+
+  // Asks for what a row of a tile's results will be added to. A picture's values do not fit into the caches near a core;
+  // asked for a row at a time while the tile's products are made, they have come when the results are finished.
+  // Always inline: GCC drops calls of a function that does nothing but fetch.
+  CADYQ_INLINE void fetch_residual(const Item& item, int t, int row) const {
+    const int tile = item.round * kTiles + t, y = tile / tw_ * 4 + row;
+    if (y >= job_.height) return;
+    const Destination d = destination(job_.target, 2, item.block * 64, y, tile % tw_ * 4);
+    for (int i = 0; i < 4; ++i)
+      for (int c = 0; c < 64; c += 32)
+        _mm_prefetch(reinterpret_cast<const char*>(d.residual + i * d.stride + c), _MM_HINT_T0);
   }
 
   Entry& add(Interleaved* function) {

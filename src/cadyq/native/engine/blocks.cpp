@@ -166,11 +166,19 @@ class RegionRun {
         first_clip_ = thread_.clip;
         thread_.first_multiplier.assign(thread_.multiplier.begin(), thread_.multiplier.end());
       }
-      if (!coded) quantize(layer, static_cast<int>(i), k);
+      if (i == 0 && block_.rolls) return roll(k);
+      if (!coded) {
+        const Codes to = codes(layer, static_cast<int>(i));
+        if (i == 0) first_codes_ = to;
+        const bool whole = n_.is_whole(layer.data->src);
+        const Box box = around(layer.out + conv.pad);
+        if (at_border_ || !whole) clear(to, layer, conv.quantizer[k].flip, whole ? box : Box{});
+        quantize(layer, to, k, box);
+      }
       const bool last = i + 1 == block_.layers.size();
       // A second buffer is needed where the source is updated: neighbors read the old values.
       int16_t* to = dst.memory[n_.is_second(step_, first_tile_)];
-      convolve(layer, static_cast<int>(i), k, last ? to : nullptr);
+      convolve(layer, static_cast<int>(i), k, around(layer.out), last ? to : nullptr);
       if (last) {
         n_.for_tiles(region_, [&](int t) { dst.next[t] = to; });
         return;
@@ -256,18 +264,23 @@ class RegionRun {
     n_.own_range(*layer.conv, k, thread_);
   }
 
-  // The codes of layer i: rows of a buffer that begins `margin` pixels above and left of the region.
+  // The codes of layer i: rows of a buffer that begins `margin` pixels above and left of the region. Where layers roll, as
+  // many rows as a window holds in turn, behind one that is empty.
   struct Codes {
     uint8_t* data;
     size_t pitch, pixel;
     int y0, x0;
-    uint8_t* at(int y, int x) const { return data + (y - y0) * pitch + (x - x0) * pixel; }
+    bool rolls;
+    uint8_t* at(int y, int x) const {
+      const int row = rolls ? 1 + (y - y0) % kRollWindow : y - y0;
+      return data + row * pitch + (x - x0) * pixel;
+    }
   };
   Codes codes(const Layer& layer, int i) const {
     const int margin = layer.out + layer.conv->pad;
     const size_t pixel = layer.conv->pixel_bytes();
     return {thread_.codes[i & 1].get(), (static_cast<size_t>(box_.width()) + 2 * margin + 8) * pixel, pixel,
-            box_.y0 - margin, box_.x0 - margin};
+            box_.y0 - margin, box_.x0 - margin, block_.rolls};
   }
   // All but a box that lies within the codes and is written afterwards.
   void clear(const Codes& c, const Layer& layer, uint8_t zero, const Box& box) const {
@@ -285,13 +298,9 @@ class RegionRun {
     }
   }
 
-  void quantize(const Layer& layer, int i, int k) {
+  void quantize(const Layer& layer, const Codes& to, int k, const Box& box) {
     const Conv& conv = *layer.conv;
-    const Codes to = codes(layer, i);
-    if (i == 0) first_codes_ = to;
     const bool whole = n_.is_whole(layer.data->src);
-    const Box box = around(layer.out + conv.pad);
-    if (at_border_ || !whole) clear(to, layer, conv.quantizer[k].flip, whole ? box : Box{});
     int offset = 0;
     for (const PartData& p : layer.data->src) {
       const int row = is_source(p.plane) ? n_.width_ * stride(p.plane) : 0;
@@ -306,20 +315,65 @@ class RegionRun {
     }
   }
 
-  void convolve(const Layer& layer, int i, int k, int16_t* result) {
+  // Both layers of a block by strips of rows, the second one behind the first: no more of the codes between them than a
+  // window, which stays in the cache however large the region is.
+  void roll(int k) {
+    const Layer &first = block_.layers[0], &second = block_.layers[1];
+    Store& dst = n_.stores_[step_.dst];
+    int16_t* to = dst.memory[n_.is_second(step_, first_tile_)];
+    n_.for_tiles(region_, [&](int t) { dst.next[t] = to; });
+    choose(1);  // of one candidate
+    if (second.column >= 0)
+      n_.for_tiles(region_, [&](int t) {
+        choices_.bits[choices_.at(t, second.column)] = static_cast<uint8_t>(second.conv->site->bits[0]);
+      });
+    const Box read = around(2), between = around(1);
+    first_codes_ = codes(first, 0);
+    blank(first_codes_, first.conv->quantizer[k].flip, read);
+    blank(codes(second, 1), second.conv->quantizer[0].flip, between);
+    int quantized = read.y0, ready = between.y0, done = box_.y0;
+    while (done < box_.y1) {
+      if (ready < between.y1) {
+        const int end = std::min(between.y1, ready + kRollRows), until = std::min(read.y1, end + 1);
+        quantize(first, first_codes_, k, {quantized, read.x0, until, read.x1});
+        quantized = until;
+        convolve(first, 0, k, {ready, between.x0, end, between.x1}, nullptr);
+        ready = end;
+      }
+      // Rows by the kernels' fours, but for the last ones.
+      const int end = ready == between.y1 ? box_.y1 : done + (ready - 1 - done) / 4 * 4;
+      if (end > done) convolve(second, 1, 0, {done, box_.x0, end, box_.x1}, to);
+      done = std::max(done, end);
+    }
+  }
+  // The row without a picture, and the columns beyond it.
+  void blank(const Codes& c, uint8_t zero, const Box& box) const {
+    if (!at_border_) return;
+    std::memset(c.data, zero, c.pitch);
+    for (int i = 1; i <= kRollWindow; ++i) {
+      uint8_t* row = c.data + i * c.pitch;
+      std::memset(row, zero, (box.x0 - c.x0) * c.pixel);
+      std::memset(row + (box.x1 - c.x0) * c.pixel, zero, c.pitch - (box.x1 - c.x0) * c.pixel);
+    }
+  }
+
+  // The results in a box.
+  void convolve(const Layer& layer, int i, int k, const Box& box, int16_t* result) {
     const Conv& conv = *layer.conv;
-    const Box box = around(layer.out);
     const Codes from = codes(layer, i);
     const int rows = conv.kind == Conv::kWinograd ? (box.height() + 3) / 4 * 4 : box.height();
     thread_.in.clear();
-    for (int y = 0; y < rows + 2 * conv.pad; ++y) thread_.in.push_back(from.at(box.y0 - conv.pad + y, box.x0 - conv.pad));
+    for (int y = box.y0 - conv.pad; y < box.y0 + rows + conv.pad; ++y) {
+      const bool beyond = from.rolls && (y < 0 || y >= n_.height_);
+      thread_.in.push_back(beyond ? from.data + (box.x0 - conv.pad - from.x0) * from.pixel : from.at(y, box.x0 - conv.pad));
+    }
     thread_.out.clear();
     const Conv* next = nullptr;
     if (layer.fused) {
       const Layer& after = block_.layers[i + 1];
       next = after.conv;
       const Codes to = codes(after, i + 1);
-      if (at_border_) clear(to, after, next->quantizer[0].flip, box);
+      if (at_border_ && !to.rolls) clear(to, after, next->quantizer[0].flip, box);
       for (int y = box.y0; y < box.y1; ++y) thread_.out.push_back(to.at(y, box.x0));
     } else if (result) {
       for (int y = box.y0; y < box.y1; ++y)

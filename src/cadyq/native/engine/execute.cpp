@@ -20,7 +20,9 @@ long region_work(int height, int width, const CadyqKernels& kernels) {
   return area(height, width) + area(height + 2, width + 2);
 }
 
-// Side of the working tiles of a plan without choices: the least work.
+constexpr int kFixedTile = 16;  // of a plan without choices, whose regions are made of them
+
+// Side of the working tiles of a plan without choices whose regions are no larger: the least work.
 int fixed_tile(int height, int width, const CadyqKernels& kernels) {
   int best = 64;
   long least = -1;
@@ -100,8 +102,14 @@ void Network::run(Pool& pool, const Image& in, void* out, const int8_t* forced, 
   const bool some = std::any_of(exited, exited + rows * columns, [](uint8_t e) { return e != 0; });
   const bool fixed = !dynamic_ && !some;
   exited_ = some ? exited : nullptr;
-  resize(in, pool.threads(), fixed ? fixed_tile(in.height, in.width, *kernels_) : plan_tile_, fixed ? 1 : merged_);
-  most_ = fixed ? Sides{} : balanced_;
+  if (fixed && !rolls_) {
+    resize(in, pool.threads(), fixed_tile(in.height, in.width, *kernels_), {});
+    most_ = {};
+  } else {
+    const int tile = fixed ? kFixedTile : plan_tile_;
+    resize(in, pool.threads(), tile, largest_sides(tile));
+    most_ = balanced_;
+  }
   if (fixed) {
     for (int t = 0; t < rows * columns; ++t)
       for (int s = 0; s < n_sites_; ++s) {
@@ -227,14 +235,14 @@ void Network::spans(int y0, int y1, int level, int margin, std::vector<Span>& ou
 
 // Sides of regions, in tiles, that occupy all threads for the shortest time where all tiles are computed alike: few large
 // regions save rings, but may leave a thread without work in the end.
-Sides Network::balanced_sides(int threads, int merged) const {
-  const int least = std::min(merged, (kernels_->least_tile + tile_ - 1) / tile_);
+Sides Network::balanced_sides(int threads, const Sides& largest) const {
+  const int least = (kernels_->least_tile + tile_ - 1) / tile_;
   constexpr int kFew = 1024;  // tiles; with more, the end of a block does not matter
-  Sides best{merged, merged};
+  Sides best = largest;
   if (threads == 1 || rows_ * columns_ > kFew) return best;
   long shortest = -1;
-  for (int r = merged; r >= least; --r)
-    for (int c = merged; c >= least; --c) {
+  for (int r = largest.rows; r >= std::min(largest.rows, least); --r)
+    for (int c = largest.columns; c >= std::min(largest.columns, least); --c) {
       std::vector<long> work, busy(threads, 0);
       for (int y = 0; y < height_; y += r * tile_)
         for (int x = 0; x < width_; x += c * tile_)

@@ -103,20 +103,25 @@ CADYQ_INLINE void winograd_output(const CadyqWinograd& job, const EpilogueStore&
   }
 }
 
-// A whole tile of kBlock channels, for what is common: no codes but 8-bit ones, slopes that are fractions. Everything
-// is read before anything is written: stores could change it for all that the compiler knows.
-template <bool Codes, bool Slope, bool Residual>
+// What is added to int16 results.
+constexpr int kNothing = 0, kResidual = 1, kRectified = 2;
+
+// A whole tile of kBlock channels, for what is common: slopes that are fractions, no codes before the sum. Everything is
+// read before anything is written: stores could change it for all that the compiler knows. `Clamped`: codes do not cover
+// what reaches them. `Sum`: of int16 results.
+template <int Store, bool Slope, bool Clamped, int Sum>
 void winograd_whole(const CadyqWinograd& job, const EpilogueStore& store, int ty, int tx, int block, const uint8_t* m) {
   const CadyqEpilogue& e = job.epilogue;
   Destination to[4];
-  for (int a = 0; a < 4; ++a) to[a] = destination(job.target, Codes ? 1 : 2, block, 4 * ty + a, 4 * tx);
+  constexpr bool kCodes = Store != CADYQ_INT16;
+  for (int a = 0; a < 4; ++a) to[a] = destination(job.target, Store == CADYQ_CODE8 ? 1 : 2, block, 4 * ty + a, 4 * tx);
   const size_t stride = to[0].stride;
   const Clamp clamp = store.clamp;
   for (int c = 0; c < kBlock; c += kLanes) {
     const F32 factor = mul(load_f32(e.factor + block + c), splat(kRemaining)), bias = load_f32(e.bias + block + c);
     F32 slope, requant;
     if constexpr (Slope) slope = load_f32(e.slope + block + c);
-    if constexpr (Codes) requant = load_f32(e.quantizer.multiplier + block + c);
+    if constexpr (kCodes) requant = load_f32(e.quantizer.multiplier + block + c);
     I32 z[4][6];
     winograd_columns(m + c * 4, z);
     for (int a = 0; a < 4; ++a) {
@@ -125,14 +130,18 @@ void winograd_whole(const CadyqWinograd& job, const EpilogueStore& store, int ty
       for (int i = 0; i < 4; ++i) {
         F32 t = add(mul(to_f32(y[i]), factor), bias);
         if constexpr (Slope) t = larger(t, mul(t, slope));
-        y[i] = rint32(Codes ? mul(rounded(t), requant) : t);
+        if constexpr (kCodes) t = mul(Clamped ? round_clamped(t, splat(-32768.f), splat(32767.f)) : rounded(t), requant);
+        y[i] = rint32(t);
       }
-      if constexpr (Codes) {
+      if constexpr (Store == CADYQ_CODE8) {
         store_codes(to[a].to + c, stride, 4, y, clamp);
       } else {
         int16_t* p = reinterpret_cast<int16_t*>(to[a].to) + c;
         for (int i = 0; i < 4; ++i)
-          store_int16(p + i * stride, y[i], Residual ? to[a].residual + c + i * stride : nullptr, false);
+          if constexpr (Store == CADYQ_CODE16)
+            store_code16(p + i * stride, y[i], clamp);
+          else
+            store_int16(p + i * stride, y[i], Sum == kNothing ? nullptr : to[a].residual + c + i * stride, Sum == kRectified);
       }
     }
   }
@@ -140,11 +149,9 @@ void winograd_whole(const CadyqWinograd& job, const EpilogueStore& store, int ty
 
 using WinogradWhole = void (*)(const CadyqWinograd&, const EpilogueStore&, int, int, int, const uint8_t*);
 
-// Whether results are of the common kind: no codes before the sum, slopes that are fractions, whole blocks, and codes
-// that cover what reaches them.
+// Whether results are of the common kind: no codes before the sum, slopes that are fractions, whole blocks.
 inline bool is_common(const CadyqEpilogue& e, const CadyqTarget& target, int c_out, int block) {
-  return c_out % block == 0 && target.channels % block == 0 && !e.gain && !e.rectify && e.slopes != CADYQ_ANY &&
-         (e.store == CADYQ_INT16 || e.quantizer.covers);
+  return c_out % block == 0 && target.channels % block == 0 && !e.gain && e.slopes != CADYQ_ANY;
 }
 
 // Unsigned codes know nothing negative, so they do without a slope of zero.
@@ -152,18 +159,23 @@ inline bool has_slope(const CadyqEpilogue& e) {
   return e.slope && !(e.store != CADYQ_INT16 && e.quantizer.is_unsigned && e.slopes == CADYQ_ZEROS);
 }
 
-template <bool Codes, bool Residual>
+template <int Store, bool Clamped, int Sum>
 WinogradWhole winograd_whole_with(bool slope) {
-  return slope ? winograd_whole<Codes, true, Residual> : winograd_whole<Codes, false, Residual>;
+  return slope ? winograd_whole<Store, true, Clamped, Sum> : winograd_whole<Store, false, Clamped, Sum>;
 }
 
 // Which of them finishes a job's whole tiles; null: none does.
 inline WinogradWhole winograd_whole_for(const CadyqWinograd& job) {
   const CadyqEpilogue& e = job.epilogue;
-  if (e.store == CADYQ_CODE16 || !is_common(e, job.target, job.c_out, kBlock)) return nullptr;
-  const bool slope = has_slope(e);
-  if (e.store == CADYQ_CODE8) return winograd_whole_with<true, false>(slope);
-  return job.target.residual ? winograd_whole_with<false, true>(slope) : winograd_whole_with<false, false>(slope);
+  if (!is_common(e, job.target, job.c_out, kBlock)) return nullptr;
+  const bool slope = has_slope(e), covers = e.quantizer.covers;
+  if (e.store == CADYQ_CODE8)
+    return covers ? winograd_whole_with<CADYQ_CODE8, false, kNothing>(slope) : winograd_whole_with<CADYQ_CODE8, true, kNothing>(slope);
+  if (e.store == CADYQ_CODE16)
+    return covers ? winograd_whole_with<CADYQ_CODE16, false, kNothing>(slope) : winograd_whole_with<CADYQ_CODE16, true, kNothing>(slope);
+  if (!job.target.residual) return e.rectify ? nullptr : winograd_whole_with<CADYQ_INT16, false, kNothing>(slope);
+  return e.rectify ? winograd_whole_with<CADYQ_INT16, false, kRectified>(slope)
+                   : winograd_whole_with<CADYQ_INT16, false, kResidual>(slope);
 }
 
 // A layer of 3x3, or with four Parts one of 5x5, equation (13b). More parts take as much more room, so fewer tiles.
@@ -262,7 +274,8 @@ DirectWhole direct_whole_with(bool slope) {
 // Which of them finishes a job's pixels; null: none does.
 inline DirectWhole direct_whole_for(const CadyqDirect& job) {
   const CadyqEpilogue& e = job.epilogue;
-  if (!is_common(e, job.target, job.c_out, kDirectBlock)) return nullptr;
+  if (!is_common(e, job.target, job.c_out, kDirectBlock) || e.rectify) return nullptr;
+  if (e.store != CADYQ_INT16 && !e.quantizer.covers) return nullptr;
   const bool slope = has_slope(e);
   if (e.store == CADYQ_CODE8) return direct_whole_with<CADYQ_CODE8, false>(slope);
   if (e.store == CADYQ_CODE16) return direct_whole_with<CADYQ_CODE16, false>(slope);

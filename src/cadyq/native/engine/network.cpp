@@ -19,7 +19,8 @@ constexpr int kAlign = 32;           // channels of hidden planes are padded to 
 constexpr int kSlack = 12;           // pixels that kernels may read beyond a region
 constexpr int kStripRows = 16;       // input rows per strip, or
 constexpr int kStripPixels = 8192;   // fewer where they are long: at the output's size a row weighs 16 times as much
-constexpr int kLargestRegion = 96;   // pixels a side of tiles that are computed as one
+constexpr int kLargestRegion = 96;   // pixels a side of tiles that are computed as one, or
+constexpr int kRolledHeight = 192, kRolledWidth = 256;  // where blocks keep but a window of rows
 constexpr int kRowsPerBand = 4;      // Winograd bands
 constexpr int64_t kWinogradLimit = int64_t{1} << 25;  // equation (13)
 constexpr int64_t kColumns4Limit = int64_t{1} << 28;  // equation (13a)
@@ -119,7 +120,7 @@ void Network::pack(const ConvData& data, Conv& conv, int64_t largest_sum, bool p
           else
             reinterpret_cast<int16_t*>(bytes)[index] = static_cast<int16_t>(w);
         }
-  if (columns && kernels_->columns4 && k % 3 == 0 && k > 3 && conv.element == 2 && largest_sum < kColumns4Limit) {
+  if (columns && kernels_->columns4 && k % 3 == 0 && conv.element == 2 && largest_sum < kColumns4Limit) {
     // [half of the outputs][6][k / 3 parts and inputs in pairs][16 outputs][2]
     const int depth = k / 3 * conv.c_in, halves = (k * real + 15) / 16;
     int16_t* out = reinterpret_cast<int16_t*>(conv.weights4.reserve(static_cast<size_t>(halves) * 6 * depth * 16 * 2));
@@ -327,7 +328,20 @@ void Network::finish() {
         blocks_[next.block].chooses_first && steps_[next.block].src == steps_[segment.block].dst;
   }
   find_margins();
-  merged_ = std::max(1, kLargestRegion / plan_tile_);
+  bool any = false;
+  rolls_ = true;
+  for (const BlockPlan& block : blocks_) {
+    if (block.layers.empty()) continue;
+    any = true;
+    rolls_ &= block.rolls;
+  }
+  rolls_ &= any;
+}
+
+// Of regions, in tiles of the given size.
+Sides Network::largest_sides(int tile) const {
+  const int height = rolls_ ? kRolledHeight : kLargestRegion, width = rolls_ ? kRolledWidth : kLargestRegion;
+  return {std::max(1, height / tile), std::max(1, width / tile)};
 }
 
 // How far beyond computed tiles each stage's result is read, from the picture backwards.
@@ -482,6 +496,9 @@ void Network::plan_block(int step) {
     for (size_t p = 0; p < planes_.size() && !splits; ++p)  // else the other parts read them later
       if (last_read[p] == i && block.hidden[p] >= 0) free.push_back(block.hidden[p]);
   }
+  block.rolls = n == 2 && block.layers[0].fused && block.layers[0].conv->kind == Conv::kWinograd &&
+                block.layers[1].conv->kind == Conv::kWinograd && is_whole(block.layers[0].data->src) &&
+                block.layers[0].data->src[0].plane == s.src;
 }
 
 void Network::plan_group(Group& group, const std::vector<int>& steps) {
@@ -681,11 +698,13 @@ void Network::schedule(Group& group) {
   }
 }
 
-void Network::resize(const Image& in, int threads, int tile, int merged) {
-  const int region = tile * merged;
-  const bool same = tile == tile_ && in.height == height_ && in.width == width_ && in.wide == wide_ && region <= region_;
+void Network::resize(const Image& in, int threads, int tile, const Sides& largest) {
+  const int height = rolls_ ? kRollWindow + 1 : tile * largest.rows, width = tile * largest.columns;
+  const bool same = tile == tile_ && in.height == height_ && in.width == width_ && in.wide == wide_ &&
+                    height <= codes_height_ && width <= codes_width_;
   if (same && static_cast<int>(threads_.size()) >= threads) return;
-  region_ = region;
+  codes_height_ = height;
+  codes_width_ = width;
   const int old_height = height_ ? height_ : 1, old_width = width_ ? width_ : 1;
   tile_ = tile;
   height_ = in.height;
@@ -693,7 +712,7 @@ void Network::resize(const Image& in, int threads, int tile, int merged) {
   wide_ = in.wide;
   rows_ = (height_ + tile_ - 1) / tile_;
   columns_ = (width_ + tile_ - 1) / tile_;
-  balanced_ = balanced_sides(threads, merged);
+  balanced_ = balanced_sides(threads, largest);
   for (Segment& s : segments_) {
     if (s.block >= 0) continue;
     for (auto& v : s.group.views) {
@@ -729,7 +748,8 @@ void Network::resize(const Image& in, int threads, int tile, int merged) {
   }
   for (const auto& c : convs_) c_max = std::max({c_max, c->c_in, c->dst_channels});
   for (const auto& p : planes_) c_max = std::max(c_max, round_channels(p.channels));
-  const size_t side = static_cast<size_t>(region) + 2 * halo + kSlack, bytes = side * side * c_max * 2;
+  const int around = 2 * halo + kSlack;
+  const size_t bytes = static_cast<size_t>(height + around) * (width + around) * c_max * 2;
   int level = 1;
   for (const auto& p : planes_) level = std::max(level, p.level);
   for (Thread& t : threads_) {
@@ -747,7 +767,7 @@ void Network::resize(const Image& in, int threads, int tile, int merged) {
     t.factor.resize(round_up(c_max, 64));
     t.largest.resize(c_max);
     t.rows_out.reserve(static_cast<size_t>(width_ * level + kSlack) * 128);
-    const size_t most = std::max<size_t>(side, 4096) + 64;
+    const size_t most = std::max(height + around, 4096) + 64;
     t.in.reserve(most);
     t.out.reserve(most);
     t.residual.reserve(most);

@@ -147,6 +147,8 @@ struct BlockPlan {
   int halo = 0, sites = 0, buffers = 0;
   bool own_range = false;      // a site has the range of its tile
   bool chooses_first = false;  // the first layer's site has several candidates
+  // Two layers by Winograd, of which the first writes the codes of the second: they advance together by strips of rows.
+  bool rolls = false;
 };
 
 struct Box {
@@ -230,6 +232,9 @@ struct Region {
   int row0, column0, row1, column1;
 };
 
+// Rows that the layers of a block advance by where they roll, and rows of codes that are kept meanwhile.
+constexpr int kRollRows = 16, kRollWindow = kRollRows + 8;
+
 // How many tiles a region has at most.
 struct Sides {
   int rows = 1, columns = 1;
@@ -305,7 +310,7 @@ class Network {
   int padded(int plane) const { return round_channels(planes_[plane].channels); }
   bool is_whole(const std::vector<PartData>& parts) const;
 
-  void resize(const Image& in, int threads, int tile, int merged);
+  void resize(const Image& in, int threads, int tile, const Sides& largest);
   void schedule(Group& group);
   void find_margins();
   Box pixels(const Region& region) const {
@@ -346,7 +351,8 @@ class Network {
       for (int height = most.rows; height > 0; --height)
         if (area % height == 0 && area / height <= most.columns) take(height, area / height);
   }
-  Sides balanced_sides(int threads, int merged) const;
+  Sides largest_sides(int tile) const;
+  Sides balanced_sides(int threads, const Sides& largest) const;
   void find_regions(int block, const uint8_t* exited, const Choices& choices);
   void gradients(Pool& pool, const Image& in);
   void run_group(Pool& pool, Group& group, const Image& in, void* out);
@@ -373,9 +379,12 @@ class Network {
   // Calls f(source pixel, first x, pixels) for the pieces of a row of a plane that lie in one buffer.
   template <class F>
   void for_pieces(const Store& plane, int y, int x0, int x1, const F& f) const {
+    const int16_t* const* tiles = plane.tiles.data() + static_cast<size_t>(y / tile_) * columns_;
     for (int x = x0; x < x1;) {
-      const int column = x / tile_, end = std::min(x1, (column + 1) * tile_);
-      const int16_t* base = plane.tiles[static_cast<size_t>(y / tile_) * columns_ + column];
+      int column = x / tile_;
+      const int16_t* base = tiles[column];
+      while (++column * tile_ < x1 && tiles[column] == base) {}
+      const int end = std::min(x1, column * tile_);
       f(base + (static_cast<size_t>(y) * plane.width + x) * plane.channels, x, end - x);
       x = end;
     }
@@ -404,13 +413,12 @@ class Network {
   std::vector<std::pair<std::string, double>> profile_;
   int height_ = 0, width_ = 0, rows_ = 0, columns_ = 0;
   const uint8_t* exited_ = nullptr;  // during a run, where some are
-  int merged_ = 1;                   // side of the largest region that is allowed, in tiles of the plan
-  Sides balanced_, most_;            // of the largest region: where tiles are the plan's, in this run
-  int region_ = 0;                   // side of what buffers hold, in pixels
+  Sides balanced_, most_;            // of the largest region: that occupies the threads, in this run
+  int codes_height_ = 0, codes_width_ = 0;  // of what buffers hold, in pixels
   std::vector<Region> regions_;
   std::vector<uint8_t> taken_;       // tiles that lie in a region already
   std::vector<Job> jobs_;
-  bool wide_ = false, dynamic_ = false;
+  bool wide_ = false, dynamic_ = false, rolls_ = false;  // the last: all blocks do
 };
 
 }  // namespace cadyq
