@@ -270,9 +270,9 @@ class RegionRun {
     uint8_t* data;
     size_t pitch, pixel;
     int y0, x0;
-    bool rolls;
+    int window;  // 0: all rows
     uint8_t* at(int y, int x) const {
-      const int row = rolls ? 1 + (y - y0) % kRollWindow : y - y0;
+      const int row = window ? 1 + (y - y0) % window : y - y0;
       return data + row * pitch + (x - x0) * pixel;
     }
   };
@@ -280,7 +280,7 @@ class RegionRun {
     const int margin = layer.out + layer.conv->pad;
     const size_t pixel = layer.conv->pixel_bytes();
     return {thread_.codes[i & 1].get(), (static_cast<size_t>(box_.width()) + 2 * margin + 8) * pixel, pixel,
-            box_.y0 - margin, box_.x0 - margin, block_.rolls};
+            box_.y0 - margin, box_.x0 - margin, block_.rolls ? roll_rows(box_.height(), box_.width()) + kRollMore : 0};
   }
   // All but a box that lies within the codes and is written afterwards.
   void clear(const Codes& c, const Layer& layer, uint8_t zero, const Box& box) const {
@@ -331,10 +331,11 @@ class RegionRun {
     first_codes_ = codes(first, 0);
     blank(first_codes_, first.conv->quantizer[k].flip, read);
     blank(codes(second, 1), second.conv->quantizer[0].flip, between);
+    const int rows = roll_rows(box_.height(), box_.width());
     int quantized = read.y0, ready = between.y0, done = box_.y0;
     while (done < box_.y1) {
       if (ready < between.y1) {
-        const int end = std::min(between.y1, ready + kRollRows), until = std::min(read.y1, end + 1);
+        const int end = std::min(between.y1, ready + rows), until = std::min(read.y1, end + 1);
         quantize(first, first_codes_, k, {quantized, read.x0, until, read.x1});
         quantized = until;
         convolve(first, 0, k, {ready, between.x0, end, between.x1}, nullptr);
@@ -350,7 +351,7 @@ class RegionRun {
   void blank(const Codes& c, uint8_t zero, const Box& box) const {
     if (!at_border_) return;
     std::memset(c.data, zero, c.pitch);
-    for (int i = 1; i <= kRollWindow; ++i) {
+    for (int i = 1; i <= c.window; ++i) {
       uint8_t* row = c.data + i * c.pitch;
       std::memset(row, zero, (box.x0 - c.x0) * c.pixel);
       std::memset(row + (box.x1 - c.x0) * c.pixel, zero, c.pitch - (box.x1 - c.x0) * c.pixel);
@@ -364,7 +365,7 @@ class RegionRun {
     const int rows = conv.kind == Conv::kWinograd ? (box.height() + 3) / 4 * 4 : box.height();
     thread_.in.clear();
     for (int y = box.y0 - conv.pad; y < box.y0 + rows + conv.pad; ++y) {
-      const bool beyond = from.rolls && (y < 0 || y >= n_.height_);
+      const bool beyond = from.window && (y < 0 || y >= n_.height_);
       thread_.in.push_back(beyond ? from.data + (box.x0 - conv.pad - from.x0) * from.pixel : from.at(y, box.x0 - conv.pad));
     }
     thread_.out.clear();
@@ -373,7 +374,7 @@ class RegionRun {
       const Layer& after = block_.layers[i + 1];
       next = after.conv;
       const Codes to = codes(after, i + 1);
-      if (at_border_ && !to.rolls) clear(to, after, next->quantizer[0].flip, box);
+      if (at_border_ && !to.window) clear(to, after, next->quantizer[0].flip, box);
       for (int y = box.y0; y < box.y1; ++y) thread_.out.push_back(to.at(y, box.x0));
     } else if (result) {
       for (int y = box.y0; y < box.y1; ++y)

@@ -699,7 +699,7 @@ void Network::schedule(Group& group) {
 }
 
 void Network::resize(const Image& in, int threads, int tile, const Sides& largest) {
-  const int height = rolls_ ? kRollWindow + 1 : tile * largest.rows, width = tile * largest.columns;
+  const int height = tile * largest.rows, width = tile * largest.columns;
   const bool same = tile == tile_ && in.height == height_ && in.width == width_ && in.wide == wide_ &&
                     height <= codes_height_ && width <= codes_width_;
   if (same && static_cast<int>(threads_.size()) >= threads) return;
@@ -749,7 +749,12 @@ void Network::resize(const Image& in, int threads, int tile, const Sides& larges
   for (const auto& c : convs_) c_max = std::max({c_max, c->c_in, c->dst_channels});
   for (const auto& p : planes_) c_max = std::max(c_max, round_channels(p.channels));
   const int around = 2 * halo + kSlack;
-  const size_t bytes = static_cast<size_t>(height + around) * (width + around) * c_max * 2;
+  int area = (height + around) * (width + around);
+  if (rolls_) {
+    area = 0;
+    for (int w = 1; w <= width; ++w) area = std::max(area, (roll_rows(height, w) + kRollMore + 1) * (w + around));
+  }
+  const size_t bytes = static_cast<size_t>(area) * c_max * 2;
   int level = 1;
   for (const auto& p : planes_) level = std::max(level, p.level);
   for (Thread& t : threads_) {

@@ -232,8 +232,12 @@ struct Region {
   int row0, column0, row1, column1;
 };
 
-// Rows that the layers of a block advance by where they roll, and rows of codes that are kept meanwhile.
-constexpr int kRollRows = 16, kRollWindow = kRollRows + 8;
+// Rows that the layers of a block advance by where they roll: the more the narrower a region is, as kernels work best on
+// many pixels. Of the codes between the layers, kRollMore rows more are kept.
+constexpr int kRollMore = 8;
+inline int roll_rows(int height, int width) {
+  return std::min(std::max(16, 4096 / width / 4 * 4), (height + 5) / 4 * 4);
+}
 
 // How many tiles a region has at most.
 struct Sides {
