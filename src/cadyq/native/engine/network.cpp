@@ -749,12 +749,13 @@ void Network::resize(const Image& in, int threads, int tile, const Sides& larges
   for (const auto& c : convs_) c_max = std::max({c_max, c->c_in, c->dst_channels});
   for (const auto& p : planes_) c_max = std::max(c_max, round_channels(p.channels));
   const int around = 2 * halo + kSlack;
-  int area = (height + around) * (width + around);
+  size_t area = static_cast<size_t>(height + around) * (width + around);
   if (rolls_) {
     area = 0;
-    for (int w = 1; w <= width; ++w) area = std::max(area, (roll_rows(height, w) + kRollMore + 1) * (w + around));
+    for (int w = 1; w <= width; ++w)
+      area = std::max<size_t>(area, static_cast<size_t>(roll_rows(height, w) + kRollMore + 1) * (w + around));
   }
-  const size_t bytes = static_cast<size_t>(area) * c_max * 2;
+  const size_t bytes = area * c_max * 2;
   int level = 1;
   for (const auto& p : planes_) level = std::max(level, p.level);
   for (Thread& t : threads_) {
