@@ -14,10 +14,11 @@ from PIL import Image
 import cadyq
 from cadyq import cli
 from cadyq.cli import common
+from cadyq.evaluate import evaluate
 from cadyq.io.checkpoints import load_checkpoint, save_checkpoint
 from cadyq.io.images import SUFFIXES, read_image
 from cadyq.io.journal import JOURNAL_NAME
-from cadyq.upscale import MODES
+from cadyq.upscale import MODES, load
 
 
 @pytest.fixture
@@ -310,6 +311,26 @@ def test_evaluate(run, photo, tmp_path):
     assert run("evaluate", "edsr", "Set5", "--root", tmp_path)[0] == 5
     assert run("evaluate", "edsr", tmp_path / "none")[0] == 5
     assert run("evaluate", "edsr", photo.parent, photo.parent, "--csv", table)[0] == 2
+
+
+def test_a_float_network_is_evaluated_by_the_kernels_of_training(run, photo, tmp_path, monkeypatch):
+    """Another rounding: not the same to the last bit, but to every digit that is printed."""
+    from cadyq.training import fastconv
+
+    Image.fromarray(scene(64, 70)).save(photo)
+    path = save_network(tmp_path / "float.safetensors", "edsr", None)
+    plain = evaluate(load(path), photo.parent).summary.psnr_db
+    calls, real = [], fastconv.conv2d
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(fastconv, "conv2d", counted)
+    code, out, _ = run("evaluate", path, photo.parent, "--json")
+    assert code == 0
+    assert bool(calls) == fastconv.available()
+    assert json.loads(out)["psnr_db"] == pytest.approx(plain, abs=5e-4)
 
 
 def test_audit(run, photo, monkeypatch):
