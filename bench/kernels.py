@@ -78,8 +78,8 @@ def layer_run(cxx: str | None, isa: str, folder: Path) -> Callable[[int], float]
         sources.append(folder / "interleaved.S")
         subprocess.run([sys.executable, SOURCE / "avx512_interleaved.py", sources[-1]], check=True)
     flags = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-w", *FLAGS[isa]]
-    table = f"-DKERNELS=cadyq_kernels_{isa}"
-    function = build(cxx, folder / f"layer-{isa}.so", *flags, table, "-I", SOURCE, *sources).layer
+    defines = [f"-DKERNELS=cadyq_kernels_{isa}", f"-DSIDE={TILE}", f"-DCHANNELS={CHANNELS}"]
+    function = build(cxx, folder / f"layer-{isa}.so", *flags, *defines, "-I", SOURCE, *sources).layer
     function.argtypes, function.restype = [ctypes.c_int], None
 
     def run(adds: int) -> float:

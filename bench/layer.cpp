@@ -1,5 +1,6 @@
 // A 3x3 layer as the engine's kernels compute it, alone: no quantization before it, no tiles around it. Built by
-// kernels.py from the engine's own source, with KERNELS naming the instruction set's table.
+// kernels.py from the engine's own source, with KERNELS naming the instruction set's table,
+// SIDE and CHANNELS the tile.
 #include "kernels.h"
 
 #include <cstdlib>
@@ -7,7 +8,7 @@
 
 namespace {
 
-constexpr int kSide = 96, kChannels = 64;
+constexpr int kSide = SIDE, kChannels = CHANNELS;
 constexpr size_t kPlane = static_cast<size_t>(kSide) * kSide * kChannels;
 
 // Memory aligned as the engine's is.

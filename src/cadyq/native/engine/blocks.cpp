@@ -154,11 +154,8 @@ class RegionRun {
       const Conv& conv = *layer.conv;
       const bool coded = i > 0 && block_.layers[i - 1].fused;  // the layer before has written the codes already
       int k = 0;
-      if (layer.column >= 0) {
-        k = choices_.choice[choices_.at(first_tile_, layer.column)];
-        const uint8_t bits = static_cast<uint8_t>(conv.site->bits[k]);
-        n_.for_tiles(region_, [&](int t) { choices_.bits[choices_.at(t, layer.column)] = bits; });
-      }
+      if (layer.column >= 0) k = choices_.choice[choices_.at(first_tile_, layer.column)];
+      enter_bits(layer, k);
       if (conv.site->bits[k] == 0) return;
       if (i == 0) first_choice_ = k;
       if (conv.own_range()) find_range(layer, k);
@@ -215,6 +212,13 @@ class RegionRun {
       f(thread_.values[plane].at(y, x0), x0, x1 - x0);
   }
   int stride(int plane) const { return is_source(plane) ? n_.stores_[plane].channels : thread_.values[plane].channels; }
+
+  // Enters the bits of a layer's candidate k into the table.
+  void enter_bits(const Layer& layer, int k) {
+    if (layer.column < 0) return;
+    const uint8_t bits = static_cast<uint8_t>(layer.conv->site->bits[k]);
+    n_.for_tiles(region_, [&](int t) { choices_.bits[choices_.at(t, layer.column)] = bits; });
+  }
 
   int chosen(const Layer& layer, int tile, const int16_t* source) {
     const SiteData& site = *layer.conv->site;
@@ -286,16 +290,20 @@ class RegionRun {
   void clear(const Codes& c, const Layer& layer, uint8_t zero, const Box& box) const {
     const int margin = layer.out + layer.conv->pad, rows = box_.height() + 2 * margin + 6;
     for (int i = 0; i < rows; ++i) {
-      uint8_t *row = c.data + i * c.pitch, *end = row + c.pitch;
+      uint8_t* row = c.data + i * c.pitch;
       const int y = c.y0 + i;
       if (y < box.y0 || y >= box.y1) {
         std::memset(row, zero, c.pitch);
         continue;
       }
-      uint8_t *first = c.at(y, box.x0), *last = c.at(y, box.x1);
-      std::memset(row, zero, first - row);
-      std::memset(last, zero, end - last);
+      clear_sides(c, row, zero, box);
     }
+  }
+  // The columns of a row that lie beside a box.
+  void clear_sides(const Codes& c, uint8_t* row, uint8_t zero, const Box& box) const {
+    const size_t first = (box.x0 - c.x0) * c.pixel, last = (box.x1 - c.x0) * c.pixel;
+    std::memset(row, zero, first);
+    std::memset(row + last, zero, c.pitch - last);
   }
 
   void quantize(const Layer& layer, const Codes& to, int k, const Box& box) {
@@ -323,10 +331,7 @@ class RegionRun {
     int16_t* to = dst.memory[n_.is_second(step_, first_tile_)];
     n_.for_tiles(region_, [&](int t) { dst.next[t] = to; });
     choose(1);  // of one candidate
-    if (second.column >= 0)
-      n_.for_tiles(region_, [&](int t) {
-        choices_.bits[choices_.at(t, second.column)] = static_cast<uint8_t>(second.conv->site->bits[0]);
-      });
+    enter_bits(second, 0);
     const Box read = around(2), between = around(1);
     first_codes_ = codes(first, 0);
     blank(first_codes_, first.conv->quantizer[k].flip, read);
@@ -351,11 +356,7 @@ class RegionRun {
   void blank(const Codes& c, uint8_t zero, const Box& box) const {
     if (!at_border_) return;
     std::memset(c.data, zero, c.pitch);
-    for (int i = 1; i <= c.window; ++i) {
-      uint8_t* row = c.data + i * c.pitch;
-      std::memset(row, zero, (box.x0 - c.x0) * c.pixel);
-      std::memset(row + (box.x1 - c.x0) * c.pixel, zero, c.pitch - (box.x1 - c.x0) * c.pixel);
-    }
+    for (int i = 1; i <= c.window; ++i) clear_sides(c, c.data + i * c.pitch, zero, box);
   }
 
   // The results in a box.

@@ -328,14 +328,7 @@ void Network::finish() {
         blocks_[next.block].chooses_first && steps_[next.block].src == steps_[segment.block].dst;
   }
   find_margins();
-  bool any = false;
-  rolls_ = true;
-  for (const BlockPlan& block : blocks_) {
-    if (block.layers.empty()) continue;
-    any = true;
-    rolls_ &= block.rolls;
-  }
-  rolls_ &= any;
+  rolls_ = std::all_of(segments_.begin(), segments_.end(), [&](const Segment& s) { return s.block < 0 || blocks_[s.block].rolls; });
 }
 
 // Of regions, in tiles of the given size.
